@@ -1,0 +1,1 @@
+//! The Bonafide agent: attests the node and its workloads and serves them SVIDs.

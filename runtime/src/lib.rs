@@ -1,0 +1,1 @@
+//! What each process needs: clock, supervised tasks, shutdown, configuration, telemetry, health, listeners.

@@ -1,0 +1,1 @@
+//! The Bonafide server: holds a trust domain, attests nodes and signs SVIDs.

@@ -1,0 +1,1 @@
+//! Test doubles and builders: manual clock, seeded randomness, test authority.

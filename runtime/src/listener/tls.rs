@@ -1,0 +1,189 @@
+//! gRPC on mutual TLS.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_identity::SpiffeId;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tonic::service::Routes;
+
+use super::accept::accept_loop;
+use super::connection::{Prefaced, Quota, Server, next_connection_id};
+use super::{ConnectionRegistry, Http2Options, ListenerError, Peer, TlsPeer};
+use crate::BoxError;
+use crate::shutdown::Shutdown;
+use crate::tasks::chain;
+
+/// How a TLS listener is served.
+#[derive(Clone, Debug)]
+pub struct TlsOptions {
+    /// The listener's name in logs and metrics.
+    pub name: &'static str,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
+    /// Handshakes that may run at once; further connections wait in the kernel's queue.
+    pub max_handshakes: usize,
+    /// Handshakes that one address may have running, so that one client cannot hold all places.
+    pub max_handshakes_per_address: usize,
+    /// Connections that may be open at once.
+    pub max_connections: usize,
+    /// After this time a connection takes no new requests, so that clients spread anew over the servers; running streams go on
+    /// without limit. `None` is never.
+    pub max_connection_age: Option<Duration>,
+    /// The part of `max_connection_age` by which single connections differ from it, 0 to 1.
+    pub age_jitter: f64,
+    /// How long running streams may go on after the shutdown began.
+    pub drain: Duration,
+    /// The bounds of each connection.
+    pub http2: Http2Options,
+    /// Where the connections are registered.
+    pub registry: ConnectionRegistry,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self {
+            name: "tls",
+            handshake_timeout: Duration::from_secs(10),
+            max_handshakes: 256,
+            max_handshakes_per_address: 128,
+            max_connections: 100_000,
+            max_connection_age: Some(Duration::from_secs(180)),
+            age_jitter: 0.1,
+            drain: Duration::from_secs(10),
+            // The pings find peers that have vanished without a word; without them such a connection would outlive its age.
+            http2: Http2Options {
+                keepalive_interval: Some(Duration::from_secs(60)),
+                ..Http2Options::default()
+            },
+            registry: ConnectionRegistry::new(),
+        }
+    }
+}
+
+/// Serves gRPC on TLS until the shutdown, then drains.
+///
+/// `peer_info` turns the client chain that the TLS configuration has verified (leaf first; empty without one) into the client's
+/// identity; an error ends the connection.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_tls<F>(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    routes: Routes,
+    options: TlsOptions,
+    peer_info: F,
+    shutdown: Shutdown,
+) -> Result<(), ListenerError>
+where
+    F: Fn(&[CertificateDer<'_>]) -> Result<Option<SpiffeId>, BoxError> + Send + Sync + 'static,
+{
+    let name = options.name;
+    let server = Server::new(name, routes, options.http2.clone(), options.registry.clone(), &shutdown);
+    let handshakes = Arc::new(Semaphore::new(options.max_handshakes));
+    let addresses: Quota<IpAddr> = Quota::new(options.max_handshakes_per_address);
+    let connections = Quota::new(options.max_connections);
+    let handshake = Arc::new(Handshake { acceptor: TlsAcceptor::from(config), peer_info, options });
+    let outcome = accept_loop(name, &listener, &shutdown, async |(stream, addr): (TcpStream, SocketAddr)| {
+        let Some(connection) = connections.take(()) else {
+            return server.refuse("too_many_connections", &addr, &"the server has too many connections");
+        };
+        let Some(address) = addresses.take(addr.ip()) else {
+            return server.refuse("too_many_handshakes", &addr, &"this address has too many unfinished handshakes");
+        };
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let (served, handshake) = (Arc::clone(&server), Arc::clone(&handshake));
+        server.spawn(async move {
+            let _connection = connection;
+            let Some((stream, peer)) = handshake.run(stream, addr, &served).await else { return };
+            drop((permit, address));
+            let max_age = handshake.max_age(peer.connection_id());
+            served.serve(stream, peer, max_age).await;
+        });
+    })
+    .await;
+    drop(listener);
+    server.drain(handshake.options.drain).await;
+    outcome
+}
+
+struct Handshake<F> {
+    acceptor: TlsAcceptor,
+    peer_info: F,
+    options: TlsOptions,
+}
+
+type ServedStream = Prefaced<tokio_rustls::server::TlsStream<TcpStream>>;
+
+impl<F> Handshake<F>
+where
+    F: Fn(&[CertificateDer<'_>]) -> Result<Option<SpiffeId>, BoxError>,
+{
+    /// The stream behind its TLS handshake and HTTP/2 preface, and who is there.
+    async fn run(&self, stream: TcpStream, addr: SocketAddr, server: &Server) -> Option<(ServedStream, Peer)> {
+        // Small frames must not wait for the acknowledgement of those before them. Failing costs time, nothing else.
+        let _ = stream.set_nodelay(true);
+        let timeout = self.options.handshake_timeout;
+        let mut stream = match tokio::time::timeout(timeout, self.acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                server.refuse("tls", &addr, &chain(&error));
+                return None;
+            }
+            Err(_) => {
+                server.refuse("timeout", &addr, &"the TLS handshake took too long");
+                return None;
+            }
+        };
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let spiffe_id = match (self.peer_info)(chain) {
+            Ok(spiffe_id) => spiffe_id,
+            Err(error) => {
+                server.refuse("identity", &addr, &error);
+                return None;
+            }
+        };
+        let certificates = Arc::new(chain.iter().map(|certificate| certificate.to_vec()).collect());
+        if let Err(error) = server.read_preface(&mut stream).await {
+            server.refuse("preface", &addr, &error);
+            return None;
+        }
+        let peer = TlsPeer { addr, certificates, spiffe_id, connection_id: next_connection_id() };
+        Some((Prefaced::new(stream), Peer::Tls(peer)))
+    }
+
+    fn max_age(&self, connection: u64) -> Option<Duration> {
+        let age = self.options.max_connection_age?;
+        Some(jittered(age, self.options.age_jitter, connection))
+    }
+}
+
+/// `age` plus or minus up to the part `jitter` of it. The number of the connection is randomness enough: connections
+/// that came in one burst must not all leave in one.
+fn jittered(age: Duration, jitter: f64, connection: u64) -> Duration {
+    // Fibonacci hashing: consecutive numbers land evenly over the whole range.
+    let place = connection.wrapping_mul(0x9e37_79b9_7f4a_7c15) as f64 / u64::MAX as f64;
+    age.mul_f64(1.0 + jitter.clamp(0.0, 1.0) * (2.0 * place - 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_differ_within_their_bounds() {
+        let ages: Vec<_> =
+            (0..100).map(|connection| jittered(Duration::from_secs(180), 0.1, connection).as_secs()).collect();
+        assert!(ages.iter().all(|age| (162..=198).contains(age)), "{ages:?}");
+        let lower = ages.iter().filter(|age| **age < 180).count();
+        assert!((40..=60).contains(&lower), "{lower} of 100 below the middle");
+        assert_eq!(jittered(Duration::from_secs(180), 0.0, 7), Duration::from_secs(180));
+    }
+}

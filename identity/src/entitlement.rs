@@ -65,23 +65,34 @@ impl EntryIndex {
 
     /// Adds an entry, or replaces the one with its ID. An entry that nobody else holds yet is made to share its texts
     /// with those that are here.
-    pub fn put(&mut self, mut entry: Arc<Entry>) {
+    pub fn put(&mut self, entry: Arc<Entry>) {
+        let row = self.row(&entry.id).unwrap_or(self.next_row);
+        self.put_at(row, entry);
+    }
+
+    /// The same, at a row that the caller chose: a store that keeps row numbers restores them with this. What was in
+    /// that row, or had this ID in another row, is gone.
+    pub fn put_at(&mut self, row: u64, mut entry: Arc<Entry>) {
         if let Some(entry) = Arc::get_mut(&mut entry) {
             self.share_texts(entry);
         }
-        let row = match self.by_id.remove_entry(&entry.id) {
-            Some((former, row)) => {
-                self.unlink(&former.0);
-                row
-            }
-            None => {
-                self.next_row += 1;
-                self.next_row - 1
-            }
-        };
+        if let Some((former, row)) = self.by_id.remove_entry(&entry.id) {
+            self.rows.remove(&row);
+            self.unlink(&former.0);
+        }
+        if let Some(former) = self.rows.remove(&row) {
+            self.by_id.remove(&former.id);
+            self.unlink(&former);
+        }
+        self.next_row = self.next_row.max(row.saturating_add(1));
         self.by_id.insert(ById(entry.clone()), row);
         self.link(&entry);
         self.rows.insert(row, entry);
+    }
+
+    /// The row of the entry of this ID.
+    pub fn row(&self, id: &EntryId) -> Option<u64> {
+        self.by_id.get(id).copied()
     }
 
     /// Removes an entry.

@@ -242,45 +242,44 @@ mod tests {
     fn each_rule_is_checked() {
         let td = TrustDomain::parse("td").unwrap();
         assert_eq!(entry().validate(&td), Ok(()));
-        type Break = fn(&mut Entry);
-        let breaks: [(Break, fn(&EntryError) -> bool); 9] = [
-            (
-                |e| e.spiffe_id = SpiffeId::parse("spiffe://td/spire/x").unwrap(),
-                |e| matches!(e, EntryError::SpiffeId(IdError::Reserved(_))),
-            ),
-            (
-                |e| e.spiffe_id = SpiffeId::parse("spiffe://other/x").unwrap(),
-                |e| matches!(e, EntryError::SpiffeId(IdError::NotMember { .. })),
-            ),
-            (
-                |e| e.parent_id = SpiffeId::parse("spiffe://td").unwrap(),
-                |e| matches!(e, EntryError::ParentId(IdError::NoPath(_))),
-            ),
-            (|e| e.selectors = SelectorSet::empty(), |e| *e == EntryError::NoSelectors),
-            (|e| e.x509_svid_ttl = 1 << 31, |e| *e == EntryError::Ttl),
-            (|e| e.jwt_svid_ttl = u32::MAX, |e| *e == EntryError::Ttl),
-            (|e| e.hint = "h".repeat(1025).into(), |e| *e == EntryError::HintTooLong),
-            (
-                |e| {
-                    e.store_svid = true;
-                    e.selectors = ["a:1", "b:1"].iter().map(|s| Selector::parse(s).unwrap()).collect();
-                },
-                |e| *e == EntryError::MixedSelectors,
-            ),
-            (
-                |e| {
-                    e.store_svid = true;
-                    e.disable_x509_svid_prefetch = true;
-                },
-                |e| *e == EntryError::StoreWithoutPrefetch,
-            ),
-        ];
-        for (spoil, expected) in breaks {
-            let mut spoilt = entry();
-            spoil(&mut spoilt);
-            let error = spoilt.validate(&td).unwrap_err();
-            assert!(expected(&error), "{error:?}");
-        }
+        let id = |text: &str| SpiffeId::parse(text).unwrap();
+        let not_member = IdError::NotMember { id: id("spiffe://other/x"), trust_domain: td.clone() };
+        let mixed = || ["a:1", "b:1"].iter().map(|s| Selector::parse(s).unwrap()).collect();
+        let with = |change: &dyn Fn(&mut Entry)| {
+            let mut changed = entry();
+            change(&mut changed);
+            changed.validate(&td)
+        };
+        let reserved = id("spiffe://td/spire/x");
+        assert_eq!(
+            with(&|e| e.spiffe_id = reserved.clone()),
+            Err(EntryError::SpiffeId(IdError::Reserved(reserved.clone())))
+        );
+        assert_eq!(with(&|e| e.spiffe_id = id("spiffe://other/x")), Err(EntryError::SpiffeId(not_member)));
+        assert_eq!(
+            with(&|e| e.parent_id = id("spiffe://td")),
+            Err(EntryError::ParentId(IdError::NoPath(id("spiffe://td"))))
+        );
+        assert_eq!(with(&|e| e.selectors = SelectorSet::empty()), Err(EntryError::NoSelectors));
+        assert_eq!(with(&|e| e.x509_svid_ttl = 1 << 31), Err(EntryError::Ttl));
+        assert_eq!(with(&|e| e.jwt_svid_ttl = u32::MAX), Err(EntryError::Ttl));
+        assert_eq!(with(&|e| e.hint = "h".repeat(1025).into()), Err(EntryError::HintTooLong));
+        assert_eq!(with(&|e| e.hint = "h".repeat(1024).into()), Ok(()));
+        assert_eq!(with(&|e| e.selectors = mixed()), Ok(()));
+        assert_eq!(
+            with(&|e| {
+                e.store_svid = true;
+                e.selectors = mixed();
+            }),
+            Err(EntryError::MixedSelectors)
+        );
+        assert_eq!(
+            with(&|e| {
+                e.store_svid = true;
+                e.disable_x509_svid_prefetch = true;
+            }),
+            Err(EntryError::StoreWithoutPrefetch)
+        );
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn check_path(path: &str) -> Result<(), IdError> {
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if f.width().is_some() || f.precision().is_some() {
-            return f.pad(&format!("{self}"));
+            return f.pad(&[SCHEME, self.trust_domain.as_str(), &self.path].concat());
         }
         f.write_str(SCHEME)?;
         f.write_str(self.trust_domain.as_str())?;

@@ -49,7 +49,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for path in SHARED_BYTES {
         builder = builder.bytes(path);
     }
-    builder.skip_debug(SECRET).compile_fds(descriptors.clone())?;
+    // Types know their own names, so that one packed into `google.protobuf.Any` is labelled by the compiler.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names().type_name_domain(["."], "type.googleapis.com");
+    builder.skip_debug(SECRET).compile_fds_with_config(descriptors.clone(), config)?;
 
     // Comments are for the generated documentation; nobody reads them through reflection.
     for file in &mut descriptors.file {

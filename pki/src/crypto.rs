@@ -1,0 +1,258 @@
+//! The cryptographic backend, and the only module that names it.
+//!
+//! ring and aws-lc-rs share most of their interface, so one body serves both; the few places that differ are
+//! gated here. Both at once are refused: rustls panics at run time when it finds two providers, and a process
+//! must not hold two implementations of the same signature.
+
+#[cfg(all(feature = "ring", feature = "aws-lc"))]
+compile_error!(
+    "features `ring` and `aws-lc` exclude each other: build with --no-default-features for aws-lc"
+);
+#[cfg(not(any(feature = "ring", feature = "aws-lc")))]
+compile_error!("choose a cryptographic backend: feature `ring` or `aws-lc`");
+
+#[cfg(feature = "aws-lc")]
+use aws_lc_rs as backend;
+#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+use ring as backend;
+
+use backend::agreement;
+use backend::digest;
+use backend::rand::{SecureRandom as _, SystemRandom};
+use backend::signature::{
+    self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _, RsaKeyPair, UnparsedPublicKey,
+};
+use rustls::crypto::CryptoProvider;
+use rustls_pki_types::SignatureVerificationAlgorithm;
+use zeroize::Zeroizing;
+
+use crate::key::{SignatureAlgorithm, VerificationAlgorithm};
+
+/// The two curves that the policy allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Curve {
+    P256,
+    P384,
+}
+
+/// The backend refused; it never says why, so neither can we.
+#[derive(Debug)]
+pub(crate) struct Refused;
+
+/// Fills `out` from the operating system's random source.
+pub(crate) fn fill_random(out: &mut [u8]) {
+    SystemRandom::new()
+        .fill(out)
+        .expect("the operating system's random source never fails once it is seeded");
+}
+
+/// SHA-1, for key identifiers and certificate fingerprints only.
+pub(crate) fn sha1(data: &[u8]) -> [u8; 20] {
+    let mut out = [0; 20];
+    out.copy_from_slice(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, data).as_ref());
+    out
+}
+
+/// Verifies `signature` over `message`. `key` is the subjectPublicKey content: an uncompressed point or a PKCS#1
+/// RSAPublicKey. `false` also when the backend lacks the combination.
+pub(crate) fn verify(
+    curve: Option<Curve>,
+    algorithm: VerificationAlgorithm,
+    key: &[u8],
+    message: &[u8],
+    signature: &[u8],
+) -> bool {
+    use VerificationAlgorithm as V;
+    let method: &'static dyn signature::VerificationAlgorithm = match (curve, algorithm) {
+        (Some(Curve::P256), V::EcdsaSha256) => &signature::ECDSA_P256_SHA256_ASN1,
+        (Some(Curve::P256), V::EcdsaSha384) => &signature::ECDSA_P256_SHA384_ASN1,
+        (Some(Curve::P384), V::EcdsaSha256) => &signature::ECDSA_P384_SHA256_ASN1,
+        (Some(Curve::P384), V::EcdsaSha384) => &signature::ECDSA_P384_SHA384_ASN1,
+        (None, V::RsaPkcs1Sha256) => &signature::RSA_PKCS1_2048_8192_SHA256,
+        (None, V::RsaPkcs1Sha384) => &signature::RSA_PKCS1_2048_8192_SHA384,
+        (None, V::RsaPkcs1Sha512) => &signature::RSA_PKCS1_2048_8192_SHA512,
+        (None, V::RsaPssSha256) => &signature::RSA_PSS_2048_8192_SHA256,
+        (None, V::RsaPssSha384) => &signature::RSA_PSS_2048_8192_SHA384,
+        (None, V::RsaPssSha512) => &signature::RSA_PSS_2048_8192_SHA512,
+        (None, V::RsaPssSha256AnySalt) => return verify_pss_any_salt(key, message, signature),
+        _ => return false,
+    };
+    UnparsedPublicKey::new(method, key).verify(message, signature).is_ok()
+}
+
+/// RSA-PSS with a salt of any length: Go signs with the longest salt that fits, which neither backend verifies.
+/// Only the public key is involved, so nothing secret passes through the RustCrypto code.
+fn verify_pss_any_salt(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    use rsa::BoxedUint;
+    use rsa::signature::Verifier as _;
+
+    let number =
+        |bytes: &[u8]| BoxedUint::from_be_slice(bytes, u32::try_from(bytes.len() * 8).unwrap_or(0)).ok();
+    let Ok((modulus, exponent)) = crate::key::rsa_components(key) else { return false };
+    let (Some(modulus), Some(exponent)) = (number(modulus), number(exponent)) else { return false };
+    let Ok(key) = rsa::PublicKey::new_with_size_limits(modulus, exponent, 2048..=8192) else { return false };
+    let Ok(signature) = rsa::pss::Signature::from_bytes_with_max_len(signature, 8192 / 8) else {
+        return false;
+    };
+    rsa::pss::VerifyingKey::<rsa::sha2::Sha256>::new_with_auto_salt_len(key)
+        .verify(message, &signature)
+        .is_ok()
+}
+
+/// Whether `point` (uncompressed) lies on the curve. Verifying a signature checks it as a matter of course; this
+/// is for keys that arrive without one.
+pub(crate) fn point_on_curve(curve: Curve, point: &[u8]) -> bool {
+    let algorithm = match curve {
+        Curve::P256 => &agreement::ECDH_P256,
+        Curve::P384 => &agreement::ECDH_P384,
+    };
+    let Ok(ours) = agreement::EphemeralPrivateKey::generate(algorithm, &SystemRandom::new()) else {
+        return false;
+    };
+    let theirs = agreement::UnparsedPublicKey::new(algorithm, point);
+    #[cfg(feature = "aws-lc")]
+    let agreed = agreement::agree_ephemeral(ours, theirs, (), |_| Ok(()));
+    #[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+    let agreed = agreement::agree_ephemeral(ours, &theirs, |_| ());
+    agreed.is_ok()
+}
+
+/// A private key inside the backend.
+pub(crate) enum BackendKey {
+    Ecdsa(Curve, EcdsaKeyPair),
+    Rsa(RsaKeyPair),
+}
+
+impl BackendKey {
+    pub(crate) fn ecdsa_from_pkcs8(curve: Curve, pkcs8: &[u8]) -> Result<Self, Refused> {
+        #[cfg(feature = "aws-lc")]
+        let pair = EcdsaKeyPair::from_pkcs8(signing(curve), pkcs8);
+        #[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+        let pair = EcdsaKeyPair::from_pkcs8(signing(curve), pkcs8, &SystemRandom::new());
+        pair.map(|pair| Self::Ecdsa(curve, pair)).map_err(|_| Refused)
+    }
+
+    pub(crate) fn rsa_from_pkcs8(pkcs8: &[u8]) -> Result<Self, Refused> {
+        RsaKeyPair::from_pkcs8(pkcs8).map(Self::Rsa).map_err(|_| Refused)
+    }
+
+    /// The subjectPublicKey content.
+    pub(crate) fn public_key(&self) -> &[u8] {
+        match self {
+            Self::Ecdsa(_, pair) => pair.public_key().as_ref(),
+            Self::Rsa(pair) => pair.public_key().as_ref(),
+        }
+    }
+
+    /// Signs; ECDSA signatures come out as DER. The backend can sign ECDSA only with the hash of the curve's size.
+    pub(crate) fn sign(&self, algorithm: SignatureAlgorithm, message: &[u8]) -> Result<Vec<u8>, Refused> {
+        use SignatureAlgorithm as S;
+        let random = SystemRandom::new();
+        match (self, algorithm) {
+            (Self::Ecdsa(Curve::P256, pair), S::EcdsaP256Sha256)
+            | (Self::Ecdsa(Curve::P384, pair), S::EcdsaP384Sha384) => {
+                pair.sign(&random, message).map(|signature| signature.as_ref().to_vec()).map_err(|_| Refused)
+            }
+            (Self::Rsa(pair), S::RsaPkcs1Sha256) => rsa_sign(pair, &signature::RSA_PKCS1_SHA256, message),
+            (Self::Rsa(pair), S::RsaPssSha256) => rsa_sign(pair, &signature::RSA_PSS_SHA256, message),
+            _ => Err(Refused),
+        }
+    }
+}
+
+fn rsa_sign(
+    pair: &RsaKeyPair,
+    encoding: &'static dyn signature::RsaEncoding,
+    message: &[u8],
+) -> Result<Vec<u8>, Refused> {
+    #[cfg(feature = "aws-lc")]
+    let length = pair.public_modulus_len();
+    #[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+    let length = pair.public().modulus_len();
+    let mut out = vec![0; length];
+    pair.sign(encoding, &SystemRandom::new(), message, &mut out).map_err(|_| Refused)?;
+    Ok(out)
+}
+
+fn signing(curve: Curve) -> &'static EcdsaSigningAlgorithm {
+    match curve {
+        Curve::P256 => &signature::ECDSA_P256_SHA256_ASN1_SIGNING,
+        Curve::P384 => &signature::ECDSA_P384_SHA384_ASN1_SIGNING,
+    }
+}
+
+/// A fresh elliptic-curve key as PKCS#8.
+pub(crate) fn generate_ec(curve: Curve) -> Result<Zeroizing<Vec<u8>>, Refused> {
+    let document = EcdsaKeyPair::generate_pkcs8(signing(curve), &SystemRandom::new()).map_err(|_| Refused)?;
+    Ok(Zeroizing::new(document.as_ref().to_vec()))
+}
+
+/// A fresh RSA key as PKCS#8. Takes seconds for 4096 bits.
+#[cfg(feature = "aws-lc")]
+pub(crate) fn generate_rsa(bits: usize) -> Result<Zeroizing<Vec<u8>>, Refused> {
+    use backend::encoding::{AsDer as _, Pkcs8V1Der};
+    use backend::rsa::{KeyPair, KeySize};
+    let size = match bits {
+        2048 => KeySize::Rsa2048,
+        4096 => KeySize::Rsa4096,
+        _ => return Err(Refused),
+    };
+    let pair = KeyPair::generate(size).map_err(|_| Refused)?;
+    let der: Pkcs8V1Der<'static> = pair.as_der().map_err(|_| Refused)?;
+    Ok(Zeroizing::new(der.as_ref().to_vec()))
+}
+
+/// A fresh RSA key as PKCS#8. Takes seconds for 4096 bits.
+///
+/// ring cannot make RSA keys. The RustCrypto crate is used for the primes alone; every private-key operation
+/// happens in ring (`docs/decisions/0002-rsa-keys.md`).
+#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+pub(crate) fn generate_rsa(bits: usize) -> Result<Zeroizing<Vec<u8>>, Refused> {
+    use rsa::pkcs8::EncodePrivateKey as _;
+
+    let key = rsa::PrivateKey::new(&mut SystemGenerator, bits).map_err(|_| Refused)?;
+    let document = key.to_pkcs8_der().map_err(|_| Refused)?;
+    Ok(Zeroizing::new(document.as_bytes().to_vec()))
+}
+
+/// The system's random source in the form that the RSA generator asks for.
+#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+struct SystemGenerator;
+
+#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+impl rsa::rand_core::TryRng for SystemGenerator {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        let mut bytes = [0; 4];
+        fill_random(&mut bytes);
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        let mut bytes = [0; 8];
+        fill_random(&mut bytes);
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Self::Error> {
+        fill_random(out);
+        Ok(())
+    }
+}
+
+#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+impl rsa::rand_core::TryCryptoRng for SystemGenerator {}
+
+/// The TLS provider of this backend.
+pub(crate) fn tls_provider() -> CryptoProvider {
+    #[cfg(feature = "aws-lc")]
+    return rustls::crypto::aws_lc_rs::default_provider();
+    #[cfg(all(feature = "ring", not(feature = "aws-lc")))]
+    return rustls::crypto::ring::default_provider();
+}
+
+/// What a certificate in a peer's chain may be signed with.
+pub(crate) fn chain_algorithms() -> &'static [&'static dyn SignatureVerificationAlgorithm] {
+    tls_provider().signature_verification_algorithms.all
+}

@@ -1,0 +1,544 @@
+//! Mutual TLS with X.509-SVIDs.
+//!
+//! Own certificate and trust are looked up at each handshake, so a rotation takes effect on new connections without a
+//! restart. Nothing outlives a handshake: no tickets, no resumption, because a resumed session would not be verified
+//! against the present bundle. The provider is always given explicitly; rustls panics when it has to guess.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bonafide_identity::{SpiffeId, Timestamp, TrustDomain};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig,
+    SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::crypto;
+use crate::key::{KeyError, SignatureAlgorithm, Signer};
+use crate::x509::verify::{leaf_id, verify_svid};
+use crate::x509::{TrustRoots, VerifyError, inspect};
+
+/// Tells the time at a handshake.
+pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The TLS provider of the cryptographic backend. Install it as the process default first thing in `main`, for
+/// libraries that ask for one.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(crypto::tls_provider())
+}
+
+/// A certificate chain with its key, ready for handshakes.
+pub struct Svid {
+    certified: Arc<CertifiedKey>,
+    key: Arc<dyn Signer>,
+}
+
+impl Svid {
+    /// Pairs a chain (leaf first) with its key.
+    ///
+    /// # Errors
+    /// [`KeyError::Malformed`] when the chain is empty or its leaf belongs to another key.
+    pub fn new(chain: Vec<Vec<u8>>, key: Arc<dyn Signer>) -> Result<Self, KeyError> {
+        let leaf = chain.first().ok_or(KeyError::Malformed("the certificate chain is empty"))?;
+        let info = inspect(leaf).map_err(|_| KeyError::Malformed("the certificate cannot be read"))?;
+        if info.public_key.as_ref() != Some(key.public_key()) {
+            return Err(KeyError::Malformed("the certificate belongs to another key"));
+        }
+        let chain = chain.into_iter().map(CertificateDer::from).collect();
+        let certified = Arc::new(CertifiedKey::new(chain, Arc::new(HandshakeKey(key.clone()))));
+        Ok(Self { certified, key })
+    }
+
+    /// The chain as DER, leaf first.
+    pub fn chain(&self) -> impl Iterator<Item = &[u8]> {
+        self.certified.cert.iter().map(|certificate| certificate.as_ref())
+    }
+
+    /// The key.
+    pub fn key(&self) -> &Arc<dyn Signer> {
+        &self.key
+    }
+}
+
+impl fmt::Debug for Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Svid({:?})", self.key.public_key())
+    }
+}
+
+/// The SVID that is presented, replaceable at any time. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct SvidHolder {
+    current: Arc<ArcSwapOption<Svid>>,
+}
+
+impl SvidHolder {
+    /// Without an SVID: servers fail handshakes, clients present nothing.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// With an SVID.
+    pub fn new(svid: Svid) -> Self {
+        let holder = Self::default();
+        holder.set(svid);
+        holder
+    }
+
+    /// Replaces the SVID for all later handshakes.
+    pub fn set(&self, svid: Svid) {
+        self.current.store(Some(Arc::new(svid)));
+    }
+
+    /// The SVID, if there is one.
+    pub fn current(&self) -> Option<Arc<Svid>> {
+        self.current.load_full()
+    }
+
+    fn certified(&self) -> Option<Arc<CertifiedKey>> {
+        self.current.load().as_ref().map(|svid| svid.certified.clone())
+    }
+}
+
+/// The trust roots of each known trust domain, replaceable at any time. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct TrustStore {
+    roots: Arc<ArcSwap<HashMap<TrustDomain, Arc<TrustRoots>>>>,
+}
+
+impl TrustStore {
+    /// Trusts nobody.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// Trusts these.
+    pub fn new(roots: HashMap<TrustDomain, Arc<TrustRoots>>) -> Self {
+        let store = Self::default();
+        store.set(roots);
+        store
+    }
+
+    /// Replaces all roots for later handshakes.
+    pub fn set(&self, roots: HashMap<TrustDomain, Arc<TrustRoots>>) {
+        self.roots.store(Arc::new(roots));
+    }
+
+    /// Replaces the roots of one trust domain.
+    pub fn set_trust_domain(&self, trust_domain: &TrustDomain, roots: &Arc<TrustRoots>) {
+        self.roots.rcu(|current| {
+            let mut next = HashMap::clone(current);
+            next.insert(trust_domain.clone(), roots.clone());
+            next
+        });
+    }
+
+    /// The roots of a trust domain.
+    pub fn roots(&self, trust_domain: &TrustDomain) -> Option<Arc<TrustRoots>> {
+        self.roots.load().get(trust_domain).cloned()
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<SpiffeId, VerifyError> {
+        // UnixTime counts from 1970 in whole seconds; beyond i64 is beyond any certificate.
+        let now = Timestamp::from_unix_seconds(i64::try_from(now.as_secs()).unwrap_or(i64::MAX / 1000));
+        verify_svid(leaf, intermediates, &|trust_domain| self.roots(trust_domain), now)
+    }
+}
+
+/// What a server asks of its clients' certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// No certificate is asked for.
+    None,
+    /// A certificate is asked for; when presented it must be an X.509-SVID of a known trust domain.
+    OptionalSpiffe,
+    /// An X.509-SVID of a known trust domain must be presented.
+    RequiredSpiffe,
+}
+
+/// Which servers a client accepts, once their chain is verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerCheck {
+    /// This SPIFFE ID and no other.
+    ServerId(SpiffeId),
+    /// One of these SPIFFE IDs.
+    AnyOf(Vec<SpiffeId>),
+    /// Any SPIFFE ID of this trust domain.
+    Member(TrustDomain),
+}
+
+impl PeerCheck {
+    fn check(&self, id: &SpiffeId) -> Result<(), PeerError> {
+        let (accepted, expected) = match self {
+            Self::ServerId(expected) => (id == expected, expected.to_string()),
+            Self::AnyOf(list) => {
+                let list_text: Vec<String> = list.iter().map(ToString::to_string).collect();
+                (list.contains(id), format!("one of {}", list_text.join(", ")))
+            }
+            Self::Member(trust_domain) => {
+                (id.trust_domain() == trust_domain, format!("a member of trust domain {trust_domain}"))
+            }
+        };
+        if accepted { Ok(()) } else { Err(PeerError::Unexpected { presented: id.clone(), expected }) }
+    }
+}
+
+/// Why a peer is refused in a handshake. Found again in an error's source chain.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// Its certificate is not an acceptable X.509-SVID.
+    #[error(transparent)]
+    Certificate(#[from] VerifyError),
+    /// It is somebody else.
+    #[error("the peer is {presented}, expected {expected}")]
+    Unexpected {
+        /// Who it is.
+        presented: SpiffeId,
+        /// Who was expected.
+        expected: String,
+    },
+}
+
+impl From<PeerError> for rustls::Error {
+    fn from(error: PeerError) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    }
+}
+
+/// A server's TLS: presents the held SVID for any server name and none, speaks HTTP/2 only.
+///
+/// # Panics
+/// Never: the backend's provider supports the protocol versions that are asked for.
+pub fn server_config(
+    svid: SvidHolder,
+    trust: TrustStore,
+    clients: ClientAuth,
+    now: Now,
+) -> Arc<ServerConfig> {
+    let builder = ServerConfig::builder_with_details(provider(), Arc::new(InjectedTime(now)))
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports TLS 1.2 and 1.3");
+    let builder = match clients {
+        ClientAuth::None => builder.with_no_client_auth(),
+        ClientAuth::OptionalSpiffe | ClientAuth::RequiredSpiffe => {
+            let mandatory = clients == ClientAuth::RequiredSpiffe;
+            builder.with_client_cert_verifier(Arc::new(SpiffeVerifier::new(trust, mandatory, None)))
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(Presents(svid)));
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Arc::new(config)
+}
+
+/// A client's TLS: presents the held SVID when the server asks, verifies the server's chain and SPIFFE ID.
+///
+/// # Panics
+/// Never: the backend's provider supports the protocol versions that are asked for.
+pub fn client_config(
+    identity: Option<SvidHolder>,
+    trust: TrustStore,
+    servers: PeerCheck,
+    now: Now,
+) -> Arc<ClientConfig> {
+    client(identity, Arc::new(SpiffeVerifier::new(trust, true, Some(servers))), now)
+}
+
+/// A client's TLS for the insecure bootstrap: the server's chain is **not** verified, only that it says to be
+/// `expected` and holds the key of the certificate that it shows. The bundle that comes back must not be trusted more
+/// than the network.
+///
+/// # Panics
+/// Never: the backend's provider supports the protocol versions that are asked for.
+pub fn insecure_client_config(expected: SpiffeId, now: Now) -> Arc<ClientConfig> {
+    client(None, Arc::new(UnverifiedServer { expected, algorithms: algorithms() }), now)
+}
+
+/// The name to dial with: servers present their SVID for any name, and are checked by SPIFFE ID.
+///
+/// # Panics
+/// Never.
+pub fn server_name() -> ServerName<'static> {
+    ServerName::try_from("bonafide-server").expect("it is a DNS name")
+}
+
+fn client(
+    identity: Option<SvidHolder>,
+    verifier: Arc<dyn ServerCertVerifier>,
+    now: Now,
+) -> Arc<ClientConfig> {
+    let builder = ClientConfig::builder_with_details(provider(), Arc::new(InjectedTime(now)))
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports TLS 1.2 and 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(svid) => builder.with_client_cert_resolver(Arc::new(Presents(svid))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+struct InjectedTime(Now);
+
+impl TimeProvider for InjectedTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from((self.0)().unix_seconds()).ok()?;
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds)))
+    }
+}
+
+impl fmt::Debug for InjectedTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InjectedTime")
+    }
+}
+
+/// Shows the held SVID, whatever the peer's hints.
+#[derive(Debug)]
+struct Presents(SvidHolder);
+
+impl ResolvesServerCert for Presents {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.certified()
+    }
+}
+
+impl ResolvesClientCert for Presents {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.certified()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.0.certified().is_some()
+    }
+}
+
+/// A signer in the form that the TLS library asks for.
+struct HandshakeKey(Arc<dyn Signer>);
+
+impl HandshakeKey {
+    fn schemes(&self) -> &'static [(SignatureScheme, SignatureAlgorithm)] {
+        use SignatureAlgorithm as A;
+        match self.0.key_type().signature_algorithm() {
+            A::EcdsaP256Sha256 => &[(SignatureScheme::ECDSA_NISTP256_SHA256, A::EcdsaP256Sha256)],
+            A::EcdsaP384Sha384 => &[(SignatureScheme::ECDSA_NISTP384_SHA384, A::EcdsaP384Sha384)],
+            A::RsaPkcs1Sha256 | A::RsaPssSha256 => &[
+                (SignatureScheme::RSA_PSS_SHA256, A::RsaPssSha256),
+                (SignatureScheme::RSA_PKCS1_SHA256, A::RsaPkcs1Sha256),
+            ],
+        }
+    }
+}
+
+impl SigningKey for HandshakeKey {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
+        let (scheme, algorithm) = self.schemes().iter().find(|(scheme, _)| offered.contains(scheme))?;
+        Some(Box::new(HandshakeSigner { key: self.0.clone(), scheme: *scheme, algorithm: *algorithm }))
+    }
+
+    fn algorithm(&self) -> rustls::SignatureAlgorithm {
+        match self.0.key_type().signature_algorithm() {
+            SignatureAlgorithm::EcdsaP256Sha256 | SignatureAlgorithm::EcdsaP384Sha384 => {
+                rustls::SignatureAlgorithm::ECDSA
+            }
+            SignatureAlgorithm::RsaPkcs1Sha256 | SignatureAlgorithm::RsaPssSha256 => {
+                rustls::SignatureAlgorithm::RSA
+            }
+        }
+    }
+}
+
+impl fmt::Debug for HandshakeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HandshakeKey({:?})", self.0.public_key())
+    }
+}
+
+struct HandshakeSigner {
+    key: Arc<dyn Signer>,
+    scheme: SignatureScheme,
+    algorithm: SignatureAlgorithm,
+}
+
+impl rustls::sign::Signer for HandshakeSigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        self.key.sign_with(self.algorithm, message).map_err(|error| rustls::Error::General(error.to_string()))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.scheme
+    }
+}
+
+impl fmt::Debug for HandshakeSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HandshakeSigner({:?})", self.scheme)
+    }
+}
+
+fn algorithms() -> WebPkiSupportedAlgorithms {
+    crypto::tls_provider().signature_verification_algorithms
+}
+
+/// Verifies the chain of the other side, of a client or of a server.
+#[derive(Debug)]
+struct SpiffeVerifier {
+    trust: TrustStore,
+    mandatory: bool,
+    servers: Option<PeerCheck>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl SpiffeVerifier {
+    fn new(trust: TrustStore, mandatory: bool, servers: Option<PeerCheck>) -> Self {
+        Self { trust, mandatory, servers, algorithms: algorithms() }
+    }
+}
+
+impl ClientCertVerifier for SpiffeVerifier {
+    /// None: the roots change while connections come and go, and SPIFFE peers need no hints.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.trust.verify(leaf, intermediates, now).map_err(PeerError::from)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for SpiffeVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let id = self.trust.verify(leaf, intermediates, now).map_err(PeerError::from)?;
+        if let Some(servers) = &self.servers {
+            servers.check(&id)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Believes a server's own word, for the insecure bootstrap.
+#[derive(Debug)]
+struct UnverifiedServer {
+    expected: SpiffeId,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for UnverifiedServer {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let id = leaf_id(leaf).map_err(PeerError::from)?;
+        PeerCheck::ServerId(self.expected.clone()).check(&id)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+const HTTP2: &[u8] = b"h2";

@@ -1,0 +1,236 @@
+//! Reading what a certificate says, without judging it.
+
+use std::net::IpAddr;
+
+use bonafide_identity::{SerialNumber, SpiffeId, Timestamp};
+use data_encoding::HEXLOWER;
+use x509_parser::asn1_rs::Tag;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Name;
+
+use super::X509Error;
+use crate::key::PublicKey;
+
+/// What a certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateInfo {
+    /// The SPIFFE ID: the only URI, when there is exactly one and it is a SPIFFE ID (also of a trust domain alone).
+    pub spiffe_id: Option<SpiffeId>,
+    /// All URIs.
+    pub uris: Vec<String>,
+    /// All DNS names.
+    pub dns_names: Vec<String>,
+    /// All IP addresses.
+    pub ip_addresses: Vec<IpAddr>,
+    /// Start of validity.
+    pub not_before: Timestamp,
+    /// End of validity.
+    pub not_after: Timestamp,
+    /// The serial number.
+    pub serial: SerialNumber,
+    /// The subject as RFC 4514 text: `O=SPIRE,C=US`.
+    pub subject: String,
+    /// The subject as DER.
+    pub subject_raw: Vec<u8>,
+    /// The first common name of the subject.
+    pub common_name: Option<String>,
+    /// The issuer as RFC 4514 text.
+    pub issuer: String,
+    /// The subject key identifier, lower-case hex.
+    pub ski: Option<String>,
+    /// The authority key identifier, lower-case hex.
+    pub aki: Option<String>,
+    /// Basic constraints say that this is a CA.
+    pub is_ca: bool,
+    /// The key usages, when the extension is present.
+    pub key_usage: Option<KeyUsage>,
+    /// There are name constraints on URIs, with which no rustls peer accepts a SPIFFE chain.
+    pub constrains_uris: bool,
+    /// The key; nothing when the key policy does not allow it.
+    pub public_key: Option<PublicKey>,
+}
+
+/// The key usages that matter for SVIDs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyUsage {
+    /// digitalSignature.
+    pub digital_signature: bool,
+    /// keyCertSign.
+    pub certificate_sign: bool,
+    /// cRLSign.
+    pub crl_sign: bool,
+}
+
+/// Reads one DER certificate.
+///
+/// # Errors
+/// [`X509Error::Malformed`], also when bytes follow the certificate.
+pub fn inspect(der: &[u8]) -> Result<CertificateInfo, X509Error> {
+    let certificate = parse(der)?;
+    let time = |time: x509_parser::time::ASN1Time| Timestamp::from_unix_seconds(time.timestamp());
+    let mut info = CertificateInfo {
+        spiffe_id: None,
+        uris: Vec::new(),
+        dns_names: Vec::new(),
+        ip_addresses: Vec::new(),
+        not_before: time(certificate.validity().not_before),
+        not_after: time(certificate.validity().not_after),
+        serial: SerialNumber::from_be_bytes(trimmed(certificate.raw_serial()))
+            .map_err(|error| X509Error::Malformed(error.to_string()))?,
+        subject: rfc4514(certificate.subject()),
+        subject_raw: certificate.subject().as_raw().to_vec(),
+        common_name: certificate
+            .subject()
+            .iter_common_name()
+            .next()
+            .map(|name| String::from_utf8_lossy(name.attr_value().data).into_owned()),
+        issuer: rfc4514(certificate.issuer()),
+        ski: None,
+        aki: None,
+        is_ca: false,
+        key_usage: None,
+        constrains_uris: false,
+        public_key: PublicKey::from_spki_der(certificate.public_key().raw).ok(),
+    };
+    for extension in certificate.extensions() {
+        match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => info.read_names(&names.general_names),
+            ParsedExtension::BasicConstraints(constraints) => info.is_ca = constraints.ca,
+            ParsedExtension::KeyUsage(usage) => {
+                info.key_usage = Some(KeyUsage {
+                    digital_signature: usage.digital_signature(),
+                    certificate_sign: usage.key_cert_sign(),
+                    crl_sign: usage.crl_sign(),
+                });
+            }
+            ParsedExtension::SubjectKeyIdentifier(id) => info.ski = Some(HEXLOWER.encode(id.0)),
+            ParsedExtension::AuthorityKeyIdentifier(id) => {
+                info.aki = id.key_identifier.as_ref().map(|id| HEXLOWER.encode(id.0));
+            }
+            ParsedExtension::NameConstraints(constraints) => {
+                let subtrees = [&constraints.permitted_subtrees, &constraints.excluded_subtrees];
+                info.constrains_uris = subtrees
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .any(|subtree| matches!(subtree.base, GeneralName::URI(_)));
+            }
+            ParsedExtension::ParseError { .. } => {
+                let oid = extension.oid.to_id_string();
+                return Err(X509Error::Malformed(format!("extension {oid} cannot be read")));
+            }
+            _ => {}
+        }
+    }
+    if let [uri] = &info.uris[..] {
+        info.spiffe_id = SpiffeId::parse(uri).ok();
+    }
+    Ok(info)
+}
+
+impl CertificateInfo {
+    fn read_names(&mut self, names: &[GeneralName<'_>]) {
+        for name in names {
+            match name {
+                GeneralName::URI(uri) => self.uris.push((*uri).to_owned()),
+                // Counted, so that a certificate with a broken second URI is not taken for one with a single URI.
+                GeneralName::Invalid(Tag(6), octets) => {
+                    self.uris.push(String::from_utf8_lossy(octets).into_owned())
+                }
+                GeneralName::DNSName(name) => self.dns_names.push((*name).to_owned()),
+                GeneralName::IPAddress(octets) => {
+                    let v4 = <[u8; 4]>::try_from(*octets).map(IpAddr::from);
+                    let v6 = <[u8; 16]>::try_from(*octets).map(IpAddr::from);
+                    self.ip_addresses.extend(v4.or(v6));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, X509Error> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) => Err(X509Error::Malformed("bytes after the certificate".to_owned())),
+        Err(error) => Err(X509Error::Malformed(error.to_string())),
+    }
+}
+
+fn trimmed(serial: &[u8]) -> &[u8] {
+    match serial {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        serial => serial,
+    }
+}
+
+/// A name as RFC 4514 text: last set first, `+` within a set.
+fn rfc4514(name: &X509Name<'_>) -> String {
+    let sets = name.iter_rdn().map(|set| {
+        let attributes = set.iter().map(|attribute| {
+            let oid = attribute.attr_type().to_id_string();
+            let short =
+                SHORT_NAMES.iter().find(|(known, _)| *known == oid).map(|(_, short)| (*short).to_owned());
+            // A value that is not text is written as hex of its DER content, with a mark (RFC 4514 2.4).
+            let value = match std::str::from_utf8(attribute.attr_value().data) {
+                Ok(text) => escaped(text),
+                Err(_) => format!("#{}", HEXLOWER.encode(attribute.attr_value().data)),
+            };
+            format!("{}={value}", short.unwrap_or(oid))
+        });
+        attributes.collect::<Vec<_>>().join("+")
+    });
+    let mut sets: Vec<String> = sets.collect();
+    sets.reverse();
+    sets.join(",")
+}
+
+fn escaped(text: &str) -> String {
+    let last = text.chars().count().saturating_sub(1);
+    let mut out = String::with_capacity(text.len());
+    for (at, character) in text.chars().enumerate() {
+        match character {
+            '"' | '+' | ',' | ';' | '<' | '>' | '\\' => out.extend(['\\', character]),
+            ' ' if at == 0 || at == last => out.push_str("\\ "),
+            '#' if at == 0 => out.push_str("\\#"),
+            // Names end up in terminals and logs.
+            control if control.is_control() => {
+                let mut octets = [0; 4];
+                for octet in control.encode_utf8(&mut octets).bytes() {
+                    out.push_str(&format!("\\{octet:02X}"));
+                }
+            }
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+const SHORT_NAMES: [(&str, &str); 11] = [
+    ("2.5.4.3", "CN"),
+    ("2.5.4.5", "SERIALNUMBER"),
+    ("2.5.4.6", "C"),
+    ("2.5.4.7", "L"),
+    ("2.5.4.8", "ST"),
+    ("2.5.4.9", "STREET"),
+    ("2.5.4.10", "O"),
+    ("2.5.4.11", "OU"),
+    ("2.5.4.17", "POSTALCODE"),
+    ("0.9.2342.19200300.100.1.1", "UID"),
+    ("0.9.2342.19200300.100.1.25", "DC"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::escaped;
+
+    #[test]
+    fn special_characters_are_escaped() {
+        assert_eq!(escaped(" a,b+c\"d\\e#f "), "\\ a\\,b\\+c\\\"d\\\\e#f\\ ");
+        assert_eq!(escaped("#x"), "\\#x");
+        assert_eq!(escaped("a\n\u{1b}[31m"), "a\\0A\\1B[31m");
+        assert_eq!(escaped(""), "");
+    }
+}

@@ -19,6 +19,6 @@ pub mod server_svid;
 pub mod signer;
 pub mod slots;
 
-pub use server_svid::ServerSvid;
-pub use signer::{IssuanceSink, Issued, Issuing, IssuingConfig, SignedToken, SignedX509, SigningError};
+pub use server_svid::{ServerSvid, ServerSvidError};
+pub use signer::{Issuing, IssuingConfig, SignedToken, SignedX509, SigningError, WorkloadRequest};
 pub use slots::{Authorities, AuthorityConfig, AuthorityError, TokenIssuer};

@@ -1,27 +1,31 @@
 //! SVIDs from whatever authority is active.
+//!
+//! Signing reads no store and waits for nothing: the issuer is a snapshot, so an SVID is either wholly of the
+//! authority before a rotation or wholly of the one after it. What was signed is written to the inventory and the
+//! audit log once for each batch ([`Issuing::record`], [`crate::api::Call`]). A store without space does not stop signing: an outage
+//! of the fleet would cost more than a gap in the inventory, and the gap is in the log and the metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::{Entry, SerialNumber, SpiffeId, Timestamp};
-use bonafide_pki::{PublicKey, Random, VerifiedCsr};
+use bonafide_identity::{
+    DnsName, Entry, Lifetime, SpiffeId, SvidTtls, Timestamp, capped, lifetime::capped_token,
+};
+use bonafide_pki::{
+    CaProfile, CsrError, JwsAlgorithm, JwtClaims, JwtError, LeafProfile, PublicKey, Random, Subject, VerifiedCsr, WitClaims,
+    X509Error, X509Issuer, random_jti, random_serial,
+};
+use tokio::sync::Semaphore;
 
 use super::Authorities;
-use crate::caller::Caller;
+use super::slots::TokenIssuer;
+use crate::store::{IssuedSvid, SvidKind, Store};
 
 /// Lifetimes and names that the configuration gives.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct IssuingConfig {
-    /// `default_x509_svid_ttl`: workloads whose entry gives none, and the server itself.
-    pub default_x509_svid_ttl: Duration,
-    /// `default_jwt_svid_ttl`.
-    pub default_jwt_svid_ttl: Duration,
-    /// `default_wit_svid_ttl`: WIT-SVIDs minted without a lifetime.
-    pub default_wit_svid_ttl: Duration,
-    /// `agent_ttl`.
-    pub agent_ttl: Duration,
-    /// `ca_ttl`, for downstream authorities.
-    pub ca_ttl: Duration,
+    /// Lives of what is signed; `x509` is also the server's own.
+    pub ttls: SvidTtls,
     /// `iss` of JWT-SVIDs.
     pub jwt_issuer: Option<String>,
     /// `iss` of WIT-SVIDs.
@@ -34,41 +38,426 @@ pub struct SignedX509 {
     /// DER, leaf first, without the root.
     pub chain: Vec<Vec<u8>>,
     /// What is recorded and audited.
-    pub issued: Issued,
+    pub issued: IssuedSvid,
 }
 
 /// A JWT-SVID or WIT-SVID that has just been signed. No `Debug`: the token is a bearer secret.
 pub struct SignedToken {
     /// Compact serialisation.
     pub token: String,
+    /// `iat`: whole seconds, not backdated.
+    pub issued_at: Timestamp,
     /// What is recorded and audited.
-    pub issued: Issued,
+    pub issued: IssuedSvid,
 }
 
-/// What was signed, for the inventory and the audit log.
-pub use crate::store::IssuedSvid as Issued;
-
-/// Where news of what was signed goes besides the store: the audit log. Called once for each batch.
-pub trait IssuanceSink: Send + Sync {
-    /// `method` is the full gRPC method.
-    fn issued(&self, caller: &Caller, method: &'static str, svids: &[Issued]);
+/// One X509-SVID of a batch: the entry that the caller is entitled to, and its CSR as DER.
+pub struct WorkloadRequest {
+    /// The entry.
+    pub entry: Arc<Entry>,
+    /// The CSR; only its key is used.
+    pub csr: Vec<u8>,
 }
 
 /// Signs.
-pub struct Issuing { _p: () }
+pub struct Issuing {
+    config: IssuingConfig,
+    authorities: Arc<Authorities>,
+    store: Store,
+    random: Arc<dyn Random>,
+    /// One permit for each processor: a lone batch is spread over all of them, many batches get one each.
+    processors: Arc<Semaphore>,
+}
 
 impl Issuing {
-    pub fn new(config: IssuingConfig, authorities: Arc<Authorities>, store: crate::store::Store, sink: Arc<dyn IssuanceSink>, random: Arc<dyn Random>) -> Self;
-    pub fn issue_workload_x509(&self, entry: &Entry, csr: &VerifiedCsr, now: Timestamp) -> Result<SignedX509, SigningError>;
-    pub fn issue_agent_x509(&self, id: &SpiffeId, key: &PublicKey, now: Timestamp) -> Result<SignedX509, SigningError>;
-    pub fn issue_server_x509(&self, key: &PublicKey, now: Timestamp) -> Result<SignedX509, SigningError>;
-    pub fn issue_downstream_ca(&self, key: &PublicKey, preferred_ttl: Duration, now: Timestamp) -> Result<SignedX509, SigningError>;
-    pub fn mint_x509(&self, csr: &VerifiedCsr, id: &SpiffeId, ttl: Duration, now: Timestamp) -> Result<SignedX509, SigningError>;
-    pub fn issue_jwt(&self, entry: &Entry, audience: &[String], now: Timestamp) -> Result<SignedToken, SigningError>;
-    pub fn mint_jwt(&self, id: &SpiffeId, audience: &[String], ttl: Duration, now: Timestamp) -> Result<SignedToken, SigningError>;
-    pub fn issue_wit(&self, entry: &Entry, key: &PublicKey, algorithm: &str, now: Timestamp) -> Result<SignedToken, SigningError>;
-    pub fn mint_wit(&self, id: &SpiffeId, key: &PublicKey, algorithm: &str, ttl: Duration, now: Timestamp) -> Result<SignedToken, SigningError>;
-    /// Writes what was signed to the inventory and the audit log: one write and one audit flush. A store that is
-    /// full does not stop signing.
-    pub async fn record(&self, caller: &Caller, method: &'static str, svids: &[Issued]);
+    /// Signs with `authorities` by `config`.
+    pub fn new(
+        config: IssuingConfig,
+        authorities: Arc<Authorities>,
+        store: Store,
+            random: Arc<dyn Random>,
+    ) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { config, authorities, store, random, processors: Arc::new(Semaphore::new(processors)) }
+    }
+
+    /// The authorities that sign.
+    pub fn authorities(&self) -> &Arc<Authorities> {
+        &self.authorities
+    }
+
+    /// An X509-SVID for a workload: everything but the key comes from the entry.
+    ///
+    /// # Errors
+    /// The authority has expired, or signing failed.
+    pub fn issue_workload_x509(
+        &self,
+        entry: &Entry,
+        csr: &VerifiedCsr,
+        now: Timestamp,
+    ) -> Result<SignedX509, SigningError> {
+        let mut signed = self.leaf(
+            &self.authorities.x509(),
+            &Leaf {
+                kind: SvidKind::WorkloadX509,
+                id: &entry.spiffe_id,
+                dns_names: &entry.dns_names,
+                subject: Subject::Default,
+                key: &csr.public_key,
+                ttl: self.config.ttls.x509_for(entry),
+            },
+            now,
+        )?;
+        signed.issued.entry_id = Some(entry.id.clone());
+        Ok(signed)
+    }
+
+    /// X509-SVIDs for a batch, in its order. CSRs are proven and certificates signed on blocking threads, on as
+    /// many as there are idle processors.
+    pub async fn issue_workload_batch(
+        self: &Arc<Self>,
+        requests: Vec<WorkloadRequest>,
+        now: Timestamp,
+    ) -> Vec<Result<SignedX509, SigningError>> {
+        if requests.is_empty() {
+            return Vec::new();
+        }
+        // Nobody closes the semaphore, so the permit comes; a batch without one would merely run uncounted.
+        let mut permits = Arc::clone(&self.processors).acquire_owned().await.ok();
+        let mut threads = 1;
+        while threads < requests.len() / WORTH_A_THREAD {
+            let Ok(another) = Arc::clone(&self.processors).try_acquire_owned() else { break };
+            if let Some(permits) = &mut permits {
+                permits.merge(another);
+            }
+            threads += 1;
+        }
+        let issuing = Arc::clone(self);
+        let count = requests.len();
+        let work = tokio::task::spawn_blocking(move || {
+            let _permits = permits;
+            let issue = |request: &WorkloadRequest| {
+                let csr = VerifiedCsr::parse(&request.csr)?;
+                issuing.issue_workload_x509(&request.entry, &csr, now)
+            };
+            let share = requests.len().div_ceil(threads);
+            let (own, others) = requests.split_at(share.min(requests.len()));
+            std::thread::scope(|scope| {
+                let others: Vec<_> = others
+                    .chunks(share)
+                    .map(|chunk| (chunk.len(), scope.spawn(move || chunk.iter().map(issue).collect::<Vec<_>>())))
+                    .collect();
+                let mut results: Vec<_> = own.iter().map(issue).collect();
+                for (length, other) in others {
+                    match other.join() {
+                        Ok(part) => results.extend(part),
+                        Err(_) => results.extend((0..length).map(|_| Err(SigningError::Interrupted))),
+                    }
+                }
+                results
+            })
+        });
+        work.await.unwrap_or_else(|_| (0..count).map(|_| Err(SigningError::Interrupted)).collect())
+    }
+
+    /// An X509-SVID for an agent.
+    ///
+    /// # Errors
+    /// The authority has expired, or signing failed.
+    pub fn issue_agent_x509(&self, id: &SpiffeId, key: &PublicKey, now: Timestamp) -> Result<SignedX509, SigningError> {
+        self.leaf(
+            &self.authorities.x509(),
+            &Leaf {
+                kind: SvidKind::AgentX509,
+                id,
+                dns_names: &[],
+                subject: Subject::Default,
+                key,
+                ttl: self.config.ttls.agent,
+            },
+            now,
+        )
+    }
+
+    /// An X509-SVID for this server.
+    ///
+    /// # Errors
+    /// The authority has expired, or signing failed.
+    pub fn issue_server_x509(&self, key: &PublicKey, now: Timestamp) -> Result<SignedX509, SigningError> {
+        self.leaf(
+            &self.authorities.x509(),
+            &Leaf {
+                kind: SvidKind::ServerX509,
+                id: &self.authorities.trust_domain().server_id(),
+                dns_names: &[],
+                subject: Subject::Default,
+                key,
+                ttl: self.config.ttls.x509,
+            },
+            now,
+        )
+    }
+
+    /// An X509-SVID that an administrator asked for without an entry: subject and DNS names are those of the CSR. A
+    /// `ttl` of zero means the default.
+    ///
+    /// # Errors
+    /// The authority has expired, or signing failed.
+    pub fn mint_x509(
+        &self,
+        id: &SpiffeId,
+        dns_names: &[DnsName],
+        csr: &VerifiedCsr,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<SignedX509, SigningError> {
+        self.leaf(
+            &self.authorities.x509(),
+            &Leaf {
+                kind: SvidKind::WorkloadX509,
+                id,
+                dns_names,
+                subject: Subject::Raw(&csr.subject_raw),
+                key: &csr.public_key,
+                ttl: or_default(ttl, self.config.ttls.x509),
+            },
+            now,
+        )
+    }
+
+    /// A CA certificate for a downstream server of the same trust domain. A `preferred_ttl` of zero means `ca_ttl`.
+    ///
+    /// # Errors
+    /// The authority has expired, or signing failed.
+    pub fn issue_downstream_ca(
+        &self,
+        key: &PublicKey,
+        preferred_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<SignedX509, SigningError> {
+        let issuer = self.authorities.x509();
+        let lifetime = living(capped(or_default(preferred_ttl, self.config.ttls.ca), now, issuer.not_after()), issuer.not_after(), now)?;
+        let serial = random_serial(&*self.random);
+        let certificate = issuer.issue_ca(&CaProfile {
+            public_key: key,
+            not_before: lifetime.not_before,
+            not_after: lifetime.not_after,
+            serial,
+        })?;
+        Ok(SignedX509 {
+            chain: issuer.chain_for_leaf(certificate),
+            issued: IssuedSvid {
+                kind: SvidKind::DownstreamAuthority,
+                spiffe_id: self.authorities.trust_domain().id(),
+                entry_id: None,
+                serial: serial.to_string(),
+                not_after: lifetime.not_after,
+                authority_id: issuer.authority_id().to_owned(),
+            },
+        })
+    }
+
+    /// A JWT-SVID for a workload. Empty strings in `audience` are dropped.
+    ///
+    /// # Errors
+    /// JWT-SVIDs are switched off, the key has expired, or signing failed.
+    pub fn issue_jwt(&self, entry: &Entry, audience: &[String], now: Timestamp) -> Result<SignedToken, SigningError> {
+        let ttl = self.config.ttls.jwt_for(entry);
+        let jti = entry.jwt_svid_include_jti.then(|| random_jti(&*self.random));
+        let mut signed = self.jwt(SvidKind::WorkloadJwt, &entry.spiffe_id, audience, jti, ttl, now)?;
+        signed.issued.entry_id = Some(entry.id.clone());
+        Ok(signed)
+    }
+
+    /// A JWT-SVID that an administrator asked for without an entry. A `ttl` of zero means the default.
+    ///
+    /// # Errors
+    /// As [`Self::issue_jwt`].
+    pub fn mint_jwt(
+        &self,
+        id: &SpiffeId,
+        audience: &[String],
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<SignedToken, SigningError> {
+        let ttl = or_default(ttl, self.config.ttls.jwt);
+        self.jwt(SvidKind::WorkloadJwt, id, audience, None, ttl, now)
+    }
+
+    /// A WIT-SVID for a workload, bound to `key`, with which it will sign by `algorithm`. Lives as long as the
+    /// workload's X509-SVIDs.
+    ///
+    /// # Errors
+    /// WIT-SVIDs are switched off, key and algorithm do not fit, the key has expired, or signing failed.
+    pub fn issue_wit(
+        &self,
+        entry: &Entry,
+        key: &PublicKey,
+        algorithm: JwsAlgorithm,
+        now: Timestamp,
+    ) -> Result<SignedToken, SigningError> {
+        let ttl = self.config.ttls.wit_for(entry);
+        let mut signed = self.wit(SvidKind::WorkloadWit, &entry.spiffe_id, key, algorithm, ttl, now)?;
+        signed.issued.entry_id = Some(entry.id.clone());
+        Ok(signed)
+    }
+
+    /// A WIT-SVID that an administrator asked for without an entry. A `ttl` of zero means the default.
+    ///
+    /// # Errors
+    /// As [`Self::issue_wit`].
+    pub fn mint_wit(
+        &self,
+        id: &SpiffeId,
+        key: &PublicKey,
+        algorithm: JwsAlgorithm,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<SignedToken, SigningError> {
+        let ttl = or_default(ttl, self.config.ttls.wit);
+        self.wit(SvidKind::WorkloadWit, id, key, algorithm, ttl, now)
+    }
+
+    /// Writes what was signed to the inventory, in one write. Does not fail: whoever asked gets what was signed for
+    /// them, also while the store takes nothing.
+    pub async fn record(&self, svids: Vec<IssuedSvid>) {
+        if svids.is_empty() {
+            return;
+        }
+        let count = svids.len();
+        if let Err(error) = self.store.write(move |unit| unit.record_issued(&svids)).await {
+            metrics::counter!("bonafide_issuance_unrecorded_total").increment(count as u64);
+            tracing::error!(%error, count, "what was signed is missing in the inventory; the audit log has it");
+        }
+    }
+
+    fn leaf(&self, issuer: &X509Issuer, leaf: &Leaf<'_>, now: Timestamp) -> Result<SignedX509, SigningError> {
+        let lifetime = living(capped(leaf.ttl, now, issuer.not_after()), issuer.not_after(), now)?;
+        let serial = random_serial(&*self.random);
+        let certificate = issuer.issue(&LeafProfile {
+            spiffe_id: leaf.id,
+            dns_names: leaf.dns_names,
+            subject: leaf.subject,
+            public_key: leaf.key,
+            not_before: lifetime.not_before,
+            not_after: lifetime.not_after,
+            serial,
+        })?;
+        Ok(SignedX509 {
+            chain: issuer.chain_for_leaf(certificate),
+            issued: IssuedSvid {
+                kind: leaf.kind,
+                spiffe_id: leaf.id.clone(),
+                entry_id: None,
+                serial: serial.to_string(),
+                not_after: lifetime.not_after,
+                authority_id: issuer.authority_id().to_owned(),
+            },
+        })
+    }
+
+    fn jwt(
+        &self,
+        kind: SvidKind,
+        id: &SpiffeId,
+        audience: &[String],
+        jti: Option<String>,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<SignedToken, SigningError> {
+        let issuer = self.authorities.jwt().ok_or(SigningError::Disabled("JWT"))?;
+        let lifetime = living(capped_token(ttl, now, issuer.not_after), issuer.not_after, now)?;
+        let serial = jti.clone().unwrap_or_default();
+        let token = issuer.signer.sign_jwt_svid(&JwtClaims {
+            sub: id,
+            aud: audience,
+            exp: lifetime.not_after,
+            iat: now,
+            iss: self.config.jwt_issuer.as_deref(),
+            jti,
+        })?;
+        Ok(token_of(kind, id, &issuer, token, serial, lifetime))
+    }
+
+    fn wit(
+        &self,
+        kind: SvidKind,
+        id: &SpiffeId,
+        key: &PublicKey,
+        algorithm: JwsAlgorithm,
+        ttl: Duration,
+        now: Timestamp,
+    ) -> Result<SignedToken, SigningError> {
+        let issuer = self.authorities.wit().ok_or(SigningError::Disabled("WIT"))?;
+        let lifetime = living(capped_token(ttl, now, issuer.not_after), issuer.not_after, now)?;
+        let claims = WitClaims { sub: id, exp: lifetime.not_after, iat: now, iss: self.config.wit_issuer.as_deref() };
+        let token = issuer.signer.sign_wit_svid(&claims, key, algorithm)?;
+        Ok(token_of(kind, id, &issuer, token, String::new(), lifetime))
+    }
 }
+
+/// What a leaf needs besides its issuer.
+struct Leaf<'a> {
+    kind: SvidKind,
+    id: &'a SpiffeId,
+    dns_names: &'a [DnsName],
+    subject: Subject<'a>,
+    key: &'a PublicKey,
+    ttl: Duration,
+}
+
+/// Why nothing was signed.
+#[derive(Debug, thiserror::Error)]
+pub enum SigningError {
+    /// The authority ends before anything it signs could begin. The rotation has failed for long; its log says why.
+    #[error("the signing authority expired at {} (unix seconds)", .0.unix_seconds())]
+    AuthorityExpired(Timestamp),
+    /// This kind of SVID is switched off in the configuration.
+    #[error("{0} functionality is disabled")]
+    Disabled(&'static str),
+    /// The CSR cannot be used.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The certificate could not be made.
+    #[error(transparent)]
+    X509(#[from] X509Error),
+    /// The token could not be made.
+    #[error(transparent)]
+    Token(#[from] JwtError),
+    /// The thread that signed ended without an answer.
+    #[error("signing was cut off")]
+    Interrupted,
+}
+
+fn living(lifetime: Lifetime, issuer_not_after: Timestamp, now: Timestamp) -> Result<Lifetime, SigningError> {
+    if lifetime.is_over(now) { Err(SigningError::AuthorityExpired(issuer_not_after)) } else { Ok(lifetime) }
+}
+
+fn token_of(
+    kind: SvidKind,
+    id: &SpiffeId,
+    issuer: &TokenIssuer,
+    token: String,
+    serial: String,
+    lifetime: Lifetime,
+) -> SignedToken {
+    SignedToken {
+        token,
+        issued_at: lifetime.not_before,
+        issued: IssuedSvid {
+            kind,
+            spiffe_id: id.clone(),
+            entry_id: None,
+            serial,
+            not_after: lifetime.not_after,
+            authority_id: issuer.signer.key_id().to_owned(),
+        },
+    }
+}
+
+fn or_default(ttl: Duration, default: Duration) -> Duration {
+    if ttl.is_zero() { default } else { ttl }
+}
+
+/// Items below which another thread costs more than it saves: starting one takes as long as half a signature.
+const WORTH_A_THREAD: usize = 8;

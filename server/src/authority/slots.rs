@@ -1,15 +1,39 @@
 //! The slots of each kind of authority, and the steps between their states.
+//!
+//! One task takes steps at a time, whoever asks (the rotation task or an administrator), and a step that has begun
+//! is finished even when the one who asked has gone: a key that was generated into a slot has replaced the one
+//! before it, so stopping half-way would leave memory and key manager in disagreement until the next start.
+//!
+//! What a crash can leave behind, and what the next start makes of it:
+//!
+//! | crash after | left | at the start |
+//! |---|---|---|
+//! | a key was generated | a key that no record names, in the place of an old or prepared one | the old authority needs no key; a prepared one without its key is forgotten and prepared again |
+//! | upstream signed | the same, and a CA certificate that nobody uses | the same |
+//! | the write was durable | the step is done | it is found done |
+//!
+//! An active authority whose key is lost cannot sign any more. It becomes old, what it signed goes on verifying,
+//! and a new one takes its place at once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::{AuthorityKind, AuthoritySlot, AuthoritySlots, Timestamp, TrustDomain};
-use bonafide_pki::{CaSubject, JwtSigner, KeyManager, KeyType, Random, X509Issuer};
+use arc_swap::ArcSwap;
+use bonafide_identity::{
+    AuthorityKind, AuthorityRefusal, AuthoritySlot, AuthoritySlots, Bundle, JwtAuthority, RotationStep, SlotError,
+    SlotId, SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
+};
+use bonafide_pki::{
+    CaSubject, JwtSigner, KeyError, KeyManager, KeyType, Random, Signer, X509Error, X509Issuer, ca_csr, inspect,
+    random_key_id, random_serial, self_signed_ca,
+};
 use bonafide_runtime::clock::SharedClock;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
-use crate::store::{Store, StoreError};
-use crate::upstream_authority::{UpstreamAuthority, UpstreamError};
+use super::journal;
+use crate::store::{Bundles, JournalRecord, Store, StoreError};
+use crate::upstream_authority::{UpstreamAuthority, UpstreamError, prove_chain};
 
 /// What the authorities are like.
 #[derive(Clone, Debug)]
@@ -42,7 +66,22 @@ pub struct TokenIssuer {
 
 /// The authorities of this server.
 pub struct Authorities {
-    _private: (),
+    steps: Arc<Mutex<Steps>>,
+    live: Arc<ArcSwap<Live>>,
+    taken: Arc<watch::Sender<u64>>,
+    clock: SharedClock,
+    trust_domain: TrustDomain,
+    has_upstream: bool,
+    jwt_enabled: bool,
+    wit_enabled: bool,
+}
+
+/// What signs and what is shown, replaced as a whole after each step.
+struct Live {
+    x509: Arc<X509Issuer>,
+    jwt: Option<Arc<TokenIssuer>>,
+    wit: Option<Arc<TokenIssuer>>,
+    slots: HashMap<AuthorityKind, AuthoritySlots>,
 }
 
 impl Authorities {
@@ -50,7 +89,7 @@ impl Authorities {
     /// there is an active authority of each enabled kind.
     ///
     /// # Errors
-    /// A key cannot be made, the upstream authority refuses, or the store does not take the step.
+    /// A key cannot be made, the upstream authority refuses, or the store does not take a step.
     pub async fn start(
         config: AuthorityConfig,
         keys: Arc<dyn KeyManager>,
@@ -58,46 +97,744 @@ impl Authorities {
         store: Store,
         clock: SharedClock,
         random: Arc<dyn Random>,
-    ) -> Result<Arc<Self>, AuthorityError>;
+    ) -> Result<Arc<Self>, AuthorityError> {
+        let now = clock.now();
+        let (jwt_enabled, wit_enabled) = (config.jwt_enabled, config.wit_enabled);
+        let trust_domain = config.trust_domain.clone();
+        let has_upstream = upstream.is_some();
+        let mut steps = Steps { config, keys, upstream, store, random, kinds: HashMap::new() };
+        for kind in steps.enabled() {
+            steps.restore(kind, now).await?;
+            if let Err(error) = steps.reconcile(kind, now).await {
+                if !steps.signs(kind, now) {
+                    return Err(error);
+                }
+                tracing::error!(%kind, error = %chain(&error), "a due step of rotation failed; it is tried again");
+            }
+        }
+        let live = steps.live()?;
+        Ok(Arc::new(Self {
+            steps: Arc::new(Mutex::new(steps)),
+            live: Arc::new(ArcSwap::from_pointee(live)),
+            taken: Arc::new(watch::Sender::new(0)),
+            clock,
+            trust_domain,
+            has_upstream,
+            jwt_enabled,
+            wit_enabled,
+        }))
+    }
 
     /// The X.509 authority that signs now.
-    pub fn x509(&self) -> Arc<X509Issuer>;
+    pub fn x509(&self) -> Arc<X509Issuer> {
+        Arc::clone(&self.live.load().x509)
+    }
+
     /// The JWT key that signs now; `None` when JWT-SVIDs are switched off.
-    pub fn jwt(&self) -> Option<Arc<TokenIssuer>>;
+    pub fn jwt(&self) -> Option<Arc<TokenIssuer>> {
+        self.live.load().jwt.clone()
+    }
+
     /// The WIT key that signs now; `None` when WIT-SVIDs are switched off.
-    pub fn wit(&self) -> Option<Arc<TokenIssuer>>;
-    /// Both slots of a kind.
-    pub fn slots(&self, kind: AuthorityKind) -> AuthoritySlots;
+    pub fn wit(&self) -> Option<Arc<TokenIssuer>> {
+        self.live.load().wit.clone()
+    }
+
+    /// Both slots of a kind; empty when the kind is switched off.
+    pub fn slots(&self, kind: AuthorityKind) -> AuthoritySlots {
+        self.live.load().slots.get(&kind).cloned().unwrap_or_default()
+    }
+
+    /// Whether there are authorities of this kind.
+    pub fn enabled(&self, kind: AuthorityKind) -> bool {
+        match kind {
+            AuthorityKind::X509 => true,
+            AuthorityKind::Jwt => self.jwt_enabled,
+            AuthorityKind::Wit => self.wit_enabled,
+        }
+    }
+
     /// Whether CA certificates come from an upstream authority.
-    pub fn has_upstream(&self) -> bool;
+    pub fn has_upstream(&self) -> bool {
+        self.has_upstream
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
     /// Counts the steps taken: changes after each of them.
-    pub fn subscribe(&self) -> watch::Receiver<u64>;
-    /// Takes every step that is due and returns the instant of the next look.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.taken.subscribe()
+    }
+
+    /// Takes every step that is due at `now`, adds new roots of the upstream authority to the bundle, and returns
+    /// the instant of the next look: the next step that will be due, [`LONGEST_WAIT`] at the latest.
     ///
     /// # Errors
-    /// The first step that failed; the others have been tried.
-    pub async fn tick(self: &Arc<Self>, now: Timestamp) -> Result<Timestamp, AuthorityError>;
+    /// The first step that failed; the others have been tried all the same.
+    pub async fn tick(&self, now: Timestamp) -> Result<Timestamp, AuthorityError> {
+        self.step(move |steps| Box::pin(steps.tick(now))).await
+    }
+
     /// Makes a new authority in the slot that is not active and publishes it.
-    pub async fn prepare(self: &Arc<Self>, kind: AuthorityKind) -> Result<AuthoritySlot, AuthorityError>;
-    /// Signs with the prepared authority from now on.
-    pub async fn activate(self: &Arc<Self>, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError>;
+    ///
+    /// # Errors
+    /// The kind is switched off, or the step failed.
+    pub async fn prepare(&self, kind: AuthorityKind) -> Result<AuthoritySlot, AuthorityError> {
+        let now = self.clock.now();
+        self.step(move |steps| {
+            Box::pin(async move {
+                steps.slots(kind)?.require_active()?;
+                steps.prepare(kind, now).await
+            })
+        })
+        .await
+    }
+
+    /// Signs with the prepared authority of this ID from now on.
+    ///
+    /// # Errors
+    /// The kind is switched off, the ID is not that of a prepared authority, or the step failed.
+    pub async fn activate(&self, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError> {
+        let id = id.to_owned();
+        let now = self.clock.now();
+        self.step(move |steps| Box::pin(async move { steps.activate(kind, &id, now).await })).await
+    }
+
     /// Marks an old authority in the bundle, so that everybody replaces what it signed.
-    pub async fn taint(self: &Arc<Self>, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError>;
-    /// Takes a tainted old authority out of the bundle.
-    pub async fn revoke(self: &Arc<Self>, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError>;
+    ///
+    /// # Errors
+    /// The kind is switched off, the ID is not that of an old authority, or the step failed.
+    pub async fn taint(&self, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError> {
+        let id = id.to_owned();
+        self.step(move |steps| Box::pin(async move { steps.taint(kind, &id).await })).await
+    }
+
+    /// Takes a tainted authority out of the bundle. Of JWT and WIT keys also one that is in no slot of this server.
+    ///
+    /// # Errors
+    /// The kind is switched off, the authority signs or is about to, is not tainted, or the step failed.
+    pub async fn revoke(&self, kind: AuthorityKind, id: &str) -> Result<(), AuthorityError> {
+        let id = id.to_owned();
+        self.step(move |steps| Box::pin(async move { steps.revoke(kind, &id).await })).await
+    }
+
     /// As [`Self::taint`], for the root of the upstream authority with this subject key identifier (hex).
-    pub async fn taint_upstream(self: &Arc<Self>, subject_key_id: &str) -> Result<(), AuthorityError>;
+    ///
+    /// # Errors
+    /// There is no upstream authority, it is not the root of an old authority, or the step failed.
+    pub async fn taint_upstream(&self, subject_key_id: &str) -> Result<(), AuthorityError> {
+        let id = subject_key_id.to_ascii_lowercase();
+        self.step(move |steps| Box::pin(async move { steps.taint_upstream(&id).await })).await
+    }
+
     /// As [`Self::revoke`], for the root of the upstream authority with this subject key identifier (hex).
-    pub async fn revoke_upstream(self: &Arc<Self>, subject_key_id: &str) -> Result<(), AuthorityError>;
+    ///
+    /// # Errors
+    /// There is no upstream authority, it is not the root of an old authority, it is not tainted, or the step failed.
+    pub async fn revoke_upstream(&self, subject_key_id: &str) -> Result<(), AuthorityError> {
+        let id = subject_key_id.to_ascii_lowercase();
+        self.step(move |steps| Box::pin(async move { steps.revoke_upstream(&id).await })).await
+    }
+
+    /// Runs `take` alone and to its end, then shows what came of it.
+    async fn step<T: Send + 'static>(
+        &self,
+        take: impl for<'a> FnOnce(&'a mut Steps) -> Taking<'a, T> + Send + 'static,
+    ) -> Result<T, AuthorityError> {
+        let (steps, live, taken) = (Arc::clone(&self.steps), Arc::clone(&self.live), Arc::clone(&self.taken));
+        let task = tokio::spawn(async move {
+            let mut steps = steps.lock().await;
+            let before = steps.fingerprint();
+            let result = take(&mut steps).await;
+            if steps.fingerprint() != before {
+                live.store(Arc::new(steps.live()?));
+                taken.send_modify(|count| *count += 1);
+            }
+            result
+        });
+        task.await.unwrap_or(Err(AuthorityError::Interrupted))
+    }
+}
+
+type Taking<'a, T> = std::pin::Pin<Box<dyn Future<Output = Result<T, AuthorityError>> + Send + 'a>>;
+
+/// The slots, and everything that a step needs.
+struct Steps {
+    config: AuthorityConfig,
+    keys: Arc<dyn KeyManager>,
+    upstream: Option<Arc<dyn UpstreamAuthority>>,
+    store: Store,
+    random: Arc<dyn Random>,
+    kinds: HashMap<AuthorityKind, KindState>,
+}
+
+/// The slots of one kind and what belongs to the authorities in them, by authority ID.
+#[derive(Clone, Default)]
+struct KindState {
+    slots: AuthoritySlots,
+    material: HashMap<String, Material>,
+}
+
+#[derive(Clone)]
+struct Material {
+    /// SubjectPublicKeyInfo, DER.
+    public_key: Vec<u8>,
+    /// X.509 only: the CA certificate, then upstream intermediates.
+    chain: Vec<Vec<u8>>,
+    /// `None` when it cannot sign any more.
+    issuer: Option<Issuer>,
+}
+
+#[derive(Clone)]
+enum Issuer {
+    X509(Arc<X509Issuer>),
+    Token(Arc<TokenIssuer>),
+}
+
+/// What a new authority consists of.
+struct Made {
+    authority_id: String,
+    not_after: Timestamp,
+    upstream_authority_id: Option<String>,
+    material: Material,
+    /// X.509 only: what goes into the bundle.
+    roots: Vec<Vec<u8>>,
+}
+
+impl Steps {
+    fn enabled(&self) -> Vec<AuthorityKind> {
+        let enabled = |kind: &AuthorityKind| match kind {
+            AuthorityKind::X509 => true,
+            AuthorityKind::Jwt => self.config.jwt_enabled,
+            AuthorityKind::Wit => self.config.wit_enabled,
+        };
+        AuthorityKind::ALL.into_iter().filter(enabled).collect()
+    }
+
+    fn state(&self, kind: AuthorityKind) -> Result<&KindState, AuthorityError> {
+        self.kinds.get(&kind).ok_or(AuthorityError::Disabled(kind))
+    }
+
+    fn slots(&self, kind: AuthorityKind) -> Result<&AuthoritySlots, AuthorityError> {
+        Ok(&self.state(kind)?.slots)
+    }
+
+    /// What [`Authorities`] shows, as far as it can change.
+    fn fingerprint(&self) -> HashMap<AuthorityKind, AuthoritySlots> {
+        self.kinds.iter().map(|(kind, state)| (*kind, state.slots.clone())).collect()
+    }
+
+    fn live(&self) -> Result<Live, AuthorityError> {
+        let issuer = |kind| {
+            let state = self.kinds.get(&kind)?;
+            state.material.get(&state.slots.active()?.authority_id)?.issuer.clone()
+        };
+        let token = |kind| match issuer(kind) {
+            Some(Issuer::Token(issuer)) => Some(issuer),
+            _ => None,
+        };
+        let Some(Issuer::X509(x509)) = issuer(AuthorityKind::X509) else {
+            return Err(SlotError::Initializing.into());
+        };
+        Ok(Live { x509, jwt: token(AuthorityKind::Jwt), wit: token(AuthorityKind::Wit), slots: self.fingerprint() })
+    }
+
+    /// Whether the authority in `slot` can sign at `now`, as far as is known here.
+    fn usable(&self, kind: AuthorityKind, slot: &AuthoritySlot, now: Timestamp) -> bool {
+        let has_issuer = self
+            .kinds
+            .get(&kind)
+            .and_then(|state| state.material.get(&slot.authority_id))
+            .is_some_and(|material| material.issuer.is_some());
+        // One of the other origin than the configuration names is given up: whoever adds or removes an upstream
+        // authority does not mean "next month".
+        let right_origin =
+            kind != AuthorityKind::X509 || slot.upstream_authority_id.is_some() == self.upstream.is_some();
+        has_issuer && right_origin && slot.not_after > now
+    }
+
+    fn signs(&self, kind: AuthorityKind, now: Timestamp) -> bool {
+        let active = self.kinds.get(&kind).and_then(|state| state.slots.active());
+        active.is_some_and(|active| self.usable(kind, active, now))
+    }
+
+    /// Fills the slots of `kind` from the journal and the key manager.
+    async fn restore(&mut self, kind: AuthorityKind, now: Timestamp) -> Result<(), AuthorityError> {
+        let records = self.store.write(move |unit| journal::read(unit, kind)).await?;
+        let mut state = KindState::default();
+        let mut slots = Vec::new();
+        for record in journal::current(records) {
+            let issuer = self.issuer_of(&record).await?;
+            let slot = record.slot;
+            if issuer.is_none() && slot.status == SlotStatus::Prepared {
+                tracing::warn!(%kind, authority = %slot.authority_id, "the key of the prepared authority is lost");
+                continue;
+            }
+            if issuer.is_none() && slot.status == SlotStatus::Active {
+                tracing::warn!(%kind, authority = %slot.authority_id, "the key of the active authority is lost; a new authority takes its place");
+            }
+            let material = Material { public_key: record.public_key, chain: record.certificate_chain, issuer };
+            state.material.insert(slot.authority_id.clone(), material);
+            slots.push(slot);
+        }
+        state.slots = AuthoritySlots::restore(slots)?;
+        self.kinds.insert(kind, state);
+        self.republish(kind, now).await
+    }
+
+    /// The issuer of a journal record, if the key manager holds its key.
+    async fn issuer_of(&self, record: &JournalRecord) -> Result<Option<Issuer>, AuthorityError> {
+        let Some(signer) = self.keys.key(&record.key_id).await? else { return Ok(None) };
+        if signer.public_key().spki_der() != record.public_key {
+            return Ok(None);
+        }
+        if record.kind != AuthorityKind::X509 {
+            let signer = JwtSigner::new(record.slot.authority_id.clone(), signer);
+            return Ok(Some(Issuer::Token(Arc::new(TokenIssuer { signer, not_after: record.slot.not_after }))));
+        }
+        match self.x509_issuer(&record.certificate_chain, record.slot.upstream_authority_id.is_some(), signer) {
+            Ok(issuer) => Ok(Some(Issuer::X509(Arc::new(issuer)))),
+            Err(error) => {
+                tracing::error!(authority = %record.slot.authority_id, %error, "the recorded CA certificate cannot be used");
+                Ok(None)
+            }
+        }
+    }
+
+    /// `chain` is the CA certificate and what is above it.
+    fn x509_issuer(
+        &self,
+        chain: &[Vec<u8>],
+        has_upstream: bool,
+        signer: Arc<dyn Signer>,
+    ) -> Result<X509Issuer, X509Error> {
+        let certificate = chain.first().cloned().unwrap_or_default();
+        let handed_out = if has_upstream { chain.to_vec() } else { Vec::new() };
+        X509Issuer::new(&self.config.trust_domain, certificate, handed_out, signer)
+    }
+
+    /// Makes sure that what signs, or is about to, is in the bundle. It always should be; a bundle restored from a
+    /// backup of another age is how it might not.
+    async fn republish(&self, kind: AuthorityKind, now: Timestamp) -> Result<(), AuthorityError> {
+        let state = self.state(kind)?;
+        let mut more = Bundle::empty(self.config.trust_domain.clone());
+        for slot in state.slots.iter().filter(|slot| self.usable(kind, slot, now)) {
+            let Some(material) = state.material.get(&slot.authority_id) else { continue };
+            match (kind, &self.upstream) {
+                (AuthorityKind::X509, Some(upstream)) => match upstream.roots(now).await {
+                    Ok(roots) => more.x509_authorities.extend(roots.into_iter().map(root)),
+                    Err(error) => tracing::error!(%error, "the roots of the upstream authority are unknown"),
+                },
+                (AuthorityKind::X509, None) => {
+                    more.x509_authorities.extend(material.chain.first().cloned().map(root));
+                }
+                (AuthorityKind::Jwt, _) => more.jwt_authorities.push(token_key(slot, material)),
+                (AuthorityKind::Wit, _) => more.wit_authorities.push(token_key(slot, material)),
+            }
+        }
+        self.publish(more).await
+    }
+
+    /// Adds to the bundle what is not in it.
+    async fn publish(&self, more: Bundle) -> Result<(), AuthorityError> {
+        let present = self.store.state().bundle(&self.config.trust_domain);
+        let mut known = present.map_or_else(|| Bundle::empty(more.trust_domain.clone()), |b| Bundle::clone(&b));
+        if !append(&mut known, more.clone()) {
+            return Ok(());
+        }
+        self.store.write(move |unit| journal::change_bundle(unit, &more.trust_domain.clone(), |b| {
+            append(b, more);
+            Ok(())
+        })).await?;
+        Ok(())
+    }
+
+    async fn tick(&mut self, now: Timestamp) -> Result<Timestamp, AuthorityError> {
+        let mut failed = None;
+        if let Some(upstream) = &self.upstream {
+            let published = match upstream.roots(now).await {
+                Ok(roots) => {
+                    let mut more = Bundle::empty(self.config.trust_domain.clone());
+                    more.x509_authorities.extend(roots.into_iter().map(root));
+                    self.publish(more).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            failed = failed.or(published.err());
+        }
+        for kind in self.enabled() {
+            failed = failed.or(self.reconcile(kind, now).await.err());
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(self.next_look(now)),
+        }
+    }
+
+    fn next_look(&self, now: Timestamp) -> Timestamp {
+        let due = self.kinds.values().map(|state| state.slots.next_due(now));
+        let next = due.min().unwrap_or(now).min(now.saturating_add(LONGEST_WAIT));
+        next.max(now.saturating_add(SHORTEST_WAIT))
+    }
+
+    /// Takes the steps of one kind that are due.
+    async fn reconcile(&mut self, kind: AuthorityKind, now: Timestamp) -> Result<(), AuthorityError> {
+        // Prepare and activate, twice over: no state is further from being in order than that.
+        for _ in 0..4 {
+            match self.due(kind, now)? {
+                None => break,
+                Some(RotationStep::Prepare(_)) => drop(self.prepare(kind, now).await?),
+                Some(RotationStep::Activate) => {
+                    let id = self.slots(kind)?.prepared().map(|slot| slot.authority_id.clone());
+                    self.activate(kind, &id.unwrap_or_default(), now).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn due(&self, kind: AuthorityKind, now: Timestamp) -> Result<Option<RotationStep>, AuthorityError> {
+        let slots = self.slots(kind)?;
+        let prepared = slots.prepared().filter(|slot| self.usable(kind, slot, now));
+        if !self.signs(kind, now) {
+            return Ok(Some(match prepared {
+                Some(_) => RotationStep::Activate,
+                None => RotationStep::Prepare(slots.free_slot()),
+            }));
+        }
+        Ok(match (slots.due(now), prepared) {
+            (Some(RotationStep::Activate), None) => Some(RotationStep::Prepare(slots.free_slot())),
+            // An upstream that ends soon gives nothing that lives longer than what there is. Asking at each look
+            // would replace the prepared authority every few seconds; asking ever more often as the end comes
+            // nearer is enough for an upstream that is renewed at the last minute.
+            (Some(RotationStep::Prepare(_)), Some(prepared))
+                if now.saturating_since(prepared.issued_at) < prepared.not_after.saturating_since(now) / 10 =>
+            {
+                None
+            }
+            (step, _) => step,
+        })
+    }
+
+    async fn prepare(&mut self, kind: AuthorityKind, now: Timestamp) -> Result<AuthoritySlot, AuthorityError> {
+        let mut next = self.state(kind)?.clone();
+        let key_id = kind.key_id(next.slots.free_slot());
+        // From here on the former key of the slot is gone. It belongs to an old authority, or to a prepared one that
+        // is not going to be used.
+        let signer = self.keys.generate(key_id, self.key_type(kind)).await?;
+        let made = match kind {
+            AuthorityKind::X509 => self.make_ca(signer, now).await?,
+            AuthorityKind::Jwt | AuthorityKind::Wit => self.make_key(signer, now),
+        };
+        let slot = next
+            .slots
+            .prepare(made.authority_id.clone(), now, made.not_after, made.upstream_authority_id)?
+            .clone();
+        let mut more = Bundle::empty(self.config.trust_domain.clone());
+        match kind {
+            AuthorityKind::X509 => more.x509_authorities.extend(made.roots.into_iter().map(root)),
+            AuthorityKind::Jwt => more.jwt_authorities.push(token_key(&slot, &made.material)),
+            AuthorityKind::Wit => more.wit_authorities.push(token_key(&slot, &made.material)),
+        }
+        next.material.insert(made.authority_id, made.material);
+        self.commit(kind, next, |bundle| {
+            append(bundle, more);
+            Ok(())
+        })
+        .await?;
+        tracing::info!(%kind, authority = %slot.authority_id, slot = %slot.slot, not_after = slot.not_after.unix_seconds(), "authority prepared");
+        Ok(slot)
+    }
+
+    async fn activate(
+        &mut self,
+        kind: AuthorityKind,
+        id: &str,
+        now: Timestamp,
+    ) -> Result<AuthoritySlot, AuthorityError> {
+        let mut next = self.state(kind)?.clone();
+        let slot = next.slots.activate(id)?.clone();
+        if !self.usable(kind, &slot, now) {
+            return Err(AuthorityError::Unusable(slot.authority_id));
+        }
+        self.commit(kind, next, |_| Ok(())).await?;
+        tracing::info!(%kind, authority = %slot.authority_id, slot = %slot.slot, "authority activated");
+        Ok(slot)
+    }
+
+    async fn taint(&mut self, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError> {
+        self.refuse_below_upstream(kind, "tainted")?;
+        let mut next = self.state(kind)?.clone();
+        next.slots.require_active()?;
+        let slot = next.slots.taint(id)?.clone();
+        let wanted = id.to_owned();
+        self.commit(kind, next, move |bundle| match kind {
+            AuthorityKind::X509 => bundle.taint_x509(|der| has_key_id(der, &wanted)),
+            AuthorityKind::Jwt => bundle.taint_jwt(&wanted).map(drop),
+            AuthorityKind::Wit => bundle.taint_wit(&wanted).map(drop),
+        })
+        .await?;
+        tracing::warn!(%kind, authority = %id, "authority tainted");
+        Ok(slot)
+    }
+
+    async fn revoke(&mut self, kind: AuthorityKind, id: &str) -> Result<(), AuthorityError> {
+        self.refuse_below_upstream(kind, "revoked")?;
+        let mut next = self.state(kind)?.clone();
+        next.slots.require_active()?;
+        next.slots.check_revocable(kind, id)?;
+        next.slots.forget_old(id);
+        let wanted = id.to_owned();
+        self.commit(kind, next, move |bundle| match kind {
+            AuthorityKind::X509 => bundle.revoke_x509(|der| has_key_id(der, &wanted)),
+            AuthorityKind::Jwt => bundle.revoke_jwt(&wanted).map(drop),
+            AuthorityKind::Wit => bundle.revoke_wit(&wanted).map(drop),
+        })
+        .await?;
+        tracing::warn!(%kind, authority = %id, "authority revoked");
+        Ok(())
+    }
+
+    async fn taint_upstream(&mut self, id: &str) -> Result<(), AuthorityError> {
+        let kind = AuthorityKind::X509;
+        let mut next = self.upstream_state()?;
+        next.slots.taint_upstream(id)?;
+        let wanted = id.to_owned();
+        self.commit(kind, next, move |bundle| bundle.taint_x509(|der| has_key_id(der, &wanted))).await?;
+        tracing::warn!(authority = %id, "upstream authority tainted");
+        Ok(())
+    }
+
+    async fn revoke_upstream(&mut self, id: &str) -> Result<(), AuthorityError> {
+        let kind = AuthorityKind::X509;
+        let mut next = self.upstream_state()?;
+        next.slots.revoke_upstream(id)?;
+        let wanted = id.to_owned();
+        self.commit(kind, next, move |bundle| bundle.revoke_x509(|der| has_key_id(der, &wanted))).await?;
+        tracing::warn!(authority = %id, "upstream authority revoked");
+        Ok(())
+    }
+
+    fn upstream_state(&self) -> Result<KindState, AuthorityError> {
+        if self.upstream.is_none() {
+            return Err(SlotError::NoUpstream.into());
+        }
+        self.state(AuthorityKind::X509).cloned()
+    }
+
+    /// A CA of ours is an intermediate then; it is not in the bundle, so there is nothing to taint or revoke.
+    fn refuse_below_upstream(&self, kind: AuthorityKind, what: &'static str) -> Result<(), AuthorityError> {
+        match (kind, &self.upstream) {
+            (AuthorityKind::X509, Some(_)) => Err(AuthorityError::BelowUpstream(what)),
+            _ => Ok(()),
+        }
+    }
+
+    fn key_type(&self, kind: AuthorityKind) -> KeyType {
+        match kind {
+            AuthorityKind::X509 => self.config.ca_key_type,
+            AuthorityKind::Jwt => self.config.jwt_key_type,
+            AuthorityKind::Wit => self.config.wit_key_type,
+        }
+    }
+
+    async fn make_ca(&self, signer: Arc<dyn Signer>, now: Timestamp) -> Result<Made, AuthorityError> {
+        let AuthorityConfig { trust_domain, ca_ttl, ca_subject, .. } = &self.config;
+        let serial = random_serial(&*self.random);
+        let (chain, roots) = match &self.upstream {
+            None => {
+                let life = capped(*ca_ttl, now, FAR_FUTURE);
+                let ca =
+                    self_signed_ca(&*signer, trust_domain, ca_subject, life.not_before, life.not_after, serial)?;
+                (vec![ca.clone()], vec![ca])
+            }
+            Some(upstream) => {
+                let csr = ca_csr(&*signer, trust_domain, ca_subject, &serial)?;
+                let ca = upstream.mint_ca(&csr, *ca_ttl, now).await?;
+                (ca.chain, ca.roots)
+            }
+        };
+        let misissued = |reason: String| AuthorityError::Misissued(reason);
+        let certificate = chain.first().ok_or_else(|| misissued("the chain is empty".to_owned()))?;
+        let info = inspect(certificate)?;
+        let wanted = trust_domain.id_string();
+        if !info.is_ca {
+            return Err(misissued("the certificate is not one of a CA".to_owned()));
+        }
+        if info.public_key.as_ref() != Some(signer.public_key()) {
+            return Err(misissued("the certificate is for another key".to_owned()));
+        }
+        if info.uris.iter().any(|uri| *uri != wanted) {
+            return Err(misissued(format!("the certificate names {:?} instead of {wanted}", info.uris)));
+        }
+        let issuer = self.x509_issuer(&chain, self.upstream.is_some(), Arc::clone(&signer))?;
+        prove_chain(&issuer, signer.public_key(), &roots, now).map_err(misissued)?;
+        let upstream_authority_id = self.upstream.as_ref().map(|_| root_above(&chain, &roots));
+        Ok(Made {
+            authority_id: issuer.authority_id().to_owned(),
+            not_after: info.not_after,
+            upstream_authority_id,
+            material: Material {
+                public_key: signer.public_key().spki_der().to_vec(),
+                chain,
+                issuer: Some(Issuer::X509(Arc::new(issuer))),
+            },
+            roots,
+        })
+    }
+
+    fn make_key(&self, signer: Arc<dyn Signer>, now: Timestamp) -> Made {
+        let authority_id = random_key_id(&*self.random);
+        let not_after = capped(self.config.ca_ttl, now, FAR_FUTURE).not_after;
+        let public_key = signer.public_key().spki_der().to_vec();
+        let signer = JwtSigner::new(authority_id.clone(), signer);
+        Made {
+            authority_id,
+            not_after,
+            upstream_authority_id: None,
+            material: Material {
+                public_key,
+                chain: Vec::new(),
+                issuer: Some(Issuer::Token(Arc::new(TokenIssuer { signer, not_after }))),
+            },
+            roots: Vec::new(),
+        }
+    }
+
+    /// Makes `next` the slots of `kind`, on the disk first, together with what the step does to the bundle.
+    async fn commit(
+        &mut self,
+        kind: AuthorityKind,
+        mut next: KindState,
+        change: impl FnOnce(&mut Bundle) -> Result<(), AuthorityRefusal> + Send + 'static,
+    ) -> Result<(), AuthorityError> {
+        next.material.retain(|id, _| next.slots.iter().any(|slot| slot.authority_id == *id));
+        let records: Vec<_> = next
+            .slots
+            .iter()
+            .filter_map(|slot| {
+                let material = next.material.get(&slot.authority_id)?;
+                Some(JournalRecord {
+                    kind,
+                    slot: slot.clone(),
+                    key_id: kind.key_id(slot.slot).to_owned(),
+                    certificate_chain: material.chain.clone(),
+                    public_key: material.public_key.clone(),
+                })
+            })
+            .collect();
+        let trust_domain = self.config.trust_domain.clone();
+        let written = self.store.write(move |unit| {
+            journal::write(unit, kind, &records)?;
+            journal::change_bundle(unit, &trust_domain, change)
+        });
+        written.await.map_err(|error| match error.refusal::<AuthorityRefusal>() {
+            Ok(refusal) => AuthorityError::Bundle(refusal),
+            Err(error) => AuthorityError::Store(error),
+        })?;
+        self.kinds.insert(kind, next);
+        Ok(())
+    }
 }
 
 /// Why a step was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
+    /// The slots do not allow it.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The bundle does not allow it.
+    #[error(transparent)]
+    Bundle(AuthorityRefusal),
+    /// With an upstream authority there is nothing of this server's to taint or revoke.
+    #[error("local authority can't be {0} if there is an upstream authority")]
+    BelowUpstream(&'static str),
+    /// This kind is switched off in the configuration.
+    #[error("{} functionality is disabled", .0.as_str().to_uppercase())]
+    Disabled(AuthorityKind),
+    /// The authority cannot sign: its key is lost, or it has expired.
+    #[error("authority {0} cannot sign any more; prepare a new one")]
+    Unusable(String),
+    /// The key manager failed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A certificate could not be made or read.
+    #[error(transparent)]
+    X509(#[from] X509Error),
+    /// The CA certificate is not what was asked for.
+    #[error("CA certificate refused: {0}")]
+    Misissued(String),
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The upstream authority did not give what was asked.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// The task that took the step ended without an answer.
+    #[error("the step was cut off")]
+    Interrupted,
+}
+
+fn append(bundle: &mut Bundle, more: Bundle) -> bool {
+    bundle.append(more.x509_authorities, more.jwt_authorities, more.wit_authorities)
+}
+
+fn root(certificate: Vec<u8>) -> X509Authority {
+    X509Authority { certificate, tainted: false }
+}
+
+fn token_key(slot: &AuthoritySlot, material: &Material) -> JwtAuthority {
+    JwtAuthority {
+        key_id: slot.authority_id.clone(),
+        public_key: material.public_key.clone(),
+        expires_at: Some(slot.not_after),
+        tainted: slot.tainted,
+    }
+}
+
+/// Whether a certificate has this subject key identifier (lower-case hex).
+pub(super) fn has_key_id(der: &[u8], id: &str) -> bool {
+    inspect(der).is_ok_and(|info| info.ski.as_deref() == Some(id))
+}
+
+/// The subject key identifier (lower-case hex) of the root that `chain` ends below.
+fn root_above(chain: &[Vec<u8>], roots: &[Vec<u8>]) -> String {
+    let named = chain.last().and_then(|last| inspect(last).ok()).and_then(|info| info.aki);
+    // A root without an identifier is not named by what it signs; the first one stands for it.
+    let first = || roots.first().and_then(|root| inspect(root).ok()).and_then(|info| info.ski);
+    named.or_else(first).unwrap_or_default()
+}
+
+/// An error and its causes in one line.
+fn chain(error: &AuthorityError) -> String {
+    bonafide_runtime::tasks::chain(error)
+}
+
+/// A look costs nothing, and finds what changed without a step being due: the files of an upstream authority.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// A step that stays due in spite of being taken must not keep a processor busy.
+const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+
+/// What caps the life of a self-signed authority: nothing.
+const FAR_FUTURE: Timestamp = Timestamp::from_unix_millis(i64::MAX);
+
+/// Unused slots are named so that a reader of the key manager knows them.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_a_key_of_its_own() {
+        let mut ids: Vec<_> = AuthorityKind::ALL
+            .iter()
+            .flat_map(|kind| [SlotId::A, SlotId::B].map(|slot| kind.key_id(slot)))
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 6);
+    }
 }

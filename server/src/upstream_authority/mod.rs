@@ -2,9 +2,11 @@
 
 pub mod disk;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::Timestamp;
+use bonafide_identity::{SerialNumber, Timestamp, TrustDomain, capped};
+use bonafide_pki::{LeafProfile, PublicKey, Subject, TrustRoots, X509Issuer, verify_svid_chain};
 
 /// A CA certificate from upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ pub trait UpstreamAuthority: Send + Sync {
     ///
     /// # Errors
     /// They cannot be read.
-    async fn roots(&self) -> Result<Vec<Vec<u8>>, UpstreamError>;
+    async fn roots(&self, now: Timestamp) -> Result<Vec<Vec<u8>>, UpstreamError>;
 }
 
 /// Why an upstream authority did not give what was asked; the text names the file or the rule.
@@ -42,4 +44,31 @@ pub struct UpstreamError {
     pub name: &'static str,
     /// What is wrong and what to do.
     pub reason: String,
+}
+
+/// Signs a leaf for nobody with `issuer` and verifies it against `roots`, as every relying party will: a chain that
+/// leads nowhere is found before it signs anything that matters. The error is the reason.
+pub(crate) fn prove_chain(
+    issuer: &X509Issuer,
+    key: &PublicKey,
+    roots: &[Vec<u8>],
+    now: Timestamp,
+) -> Result<(), String> {
+    let trust_domain = issuer.trust_domain();
+    let lifetime = capped(Duration::from_secs(60), now, issuer.not_after());
+    let leaf = issuer
+        .issue(&LeafProfile {
+            spiffe_id: &trust_domain.server_id(),
+            dns_names: &[],
+            subject: Subject::Default,
+            public_key: key,
+            not_before: lifetime.not_before,
+            not_after: lifetime.not_after,
+            serial: SerialNumber::from(1),
+        })
+        .map_err(|error| error.to_string())?;
+    let roots = TrustRoots::from_der(roots.iter().map(Vec::as_slice)).map_err(|error| error.to_string())?;
+    let roots = Arc::new(roots);
+    let trusted = |of: &TrustDomain| (of == trust_domain).then(|| Arc::clone(&roots));
+    verify_svid_chain(&issuer.chain_for_leaf(leaf), &trusted, now).map(drop).map_err(|error| error.to_string())
 }

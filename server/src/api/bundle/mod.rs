@@ -1,0 +1,3 @@
+//! Trust bundles: `spire.api.server.bundle`.
+
+pub mod v1;

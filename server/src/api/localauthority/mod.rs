@@ -1,0 +1,3 @@
+//! The authorities that sign: `spire.api.server.localauthority`.
+
+pub mod v1;

@@ -1,0 +1,3 @@
+//! Signing on request: `spire.api.server.svid`.
+
+pub mod v1;

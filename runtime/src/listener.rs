@@ -8,6 +8,8 @@
 //!
 //! Each request carries an `Arc<`[`Peer`]`>` among its extensions.
 
+pub mod authority;
+
 pub(crate) mod accept;
 mod bind;
 mod connection;

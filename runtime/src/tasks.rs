@@ -131,7 +131,8 @@ impl TaskGroup {
                 () = &mut expiry => {
                     let mut names: Vec<_> = self.running.values().copied().collect();
                     names.sort_unstable();
-                    self.tasks.abort_all();
+                    // Aborting takes effect at a task's next await point; one that has none must not hold us up.
+                    let _ = tokio::time::timeout(ABORT_TIME, self.tasks.shutdown()).await;
                     return Err(TaskError::Outlived { names, deadline, first: first.map(Box::new) });
                 }
             }
@@ -139,6 +140,9 @@ impl TaskGroup {
         first.map_or(Ok(()), Err)
     }
 }
+
+/// How long aborted tasks may take to let go.
+const ABORT_TIME: Duration = Duration::from_secs(1);
 
 /// Turns a panic of the inner future into its message.
 struct CatchUnwind<F>(Pin<Box<F>>);

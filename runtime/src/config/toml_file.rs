@@ -18,46 +18,55 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<(T, BTreeMap<Stri
     let (mut root, errors) = DeTable::parse_recoverable(text);
     let lines = Lines::new(text);
     if !errors.is_empty() {
-        return Err(errors
+        let mut problems: Vec<_> = errors
             .iter()
             .map(|error| Problem {
                 key: String::new(),
                 line: error.span().map(|span| lines.of(span.start)),
                 message: error.message().to_owned(),
             })
-            .collect());
+            .collect();
+        problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+        return Err(problems);
     }
-    let mut keys = BTreeMap::new();
-    index(root.get_ref(), "", &lines, &mut keys);
+    let mut places = BTreeMap::new();
+    index(root.get_ref(), "", &mut places);
 
     let mut problems: Vec<Problem> = Vec::new();
     let mut removed: BTreeSet<String> = BTreeSet::new();
     loop {
         let error = match T::deserialize(Deserializer::from(root.clone())) {
-            Ok(value) if problems.is_empty() => return Ok((value, keys)),
+            Ok(value) if problems.is_empty() => {
+                let keys = places.into_iter().map(|(start, path)| (path, lines.of(start))).collect();
+                return Ok((value, keys));
+            }
             Ok(_) => break,
             Err(error) => error,
         };
         let message = error.message().to_owned();
         let line = error.span().map(|span| lines.of(span.start));
-        if let Some(field) = missing_field(&message) {
-            let parent = error.span().and_then(|span| table_at(root.get_ref(), "", &span)).unwrap_or_default();
-            let key = join(&parent, field);
+        let missing = missing_field(&message);
+        let place = error.span().and_then(|span| remove(root.get_mut(), &span, missing.is_some()));
+        // The path as it was before anything was removed.
+        let path = place.and_then(|start| places.get(&start)).cloned();
+        if let Some(field) = missing {
+            let key = join(path.as_deref().unwrap_or_default(), field);
             // A field that was taken out because of its own mistake has been reported as such.
             if !removed.contains(&key) {
-                problems.push(Problem { key, line: line.filter(|_| !parent.is_empty()), message: "is required".into() });
+                problems.push(Problem { key, line: line.filter(|_| path.is_some()), message: "is required".into() });
             }
-            break;
-        }
-        match error.span().and_then(|span| remove(root.get_mut(), "", &span)) {
-            Some(key) => {
-                problems.push(Problem { key: key.clone(), line, message: readable(message) });
-                removed.insert(key);
-            }
-            None => {
-                problems.push(Problem { key: String::new(), line: None, message });
-                break;
-            }
+            // What lacked the field is taken out, too, so that reading can go on beside it.
+            match path {
+                Some(path) => removed.insert(path),
+                None => break,
+            };
+        } else {
+            let key = path.clone().unwrap_or_default();
+            problems.push(Problem { key, line: line.filter(|_| path.is_some()), message: readable(message) });
+            match path {
+                Some(path) => removed.insert(path),
+                None => break,
+            };
         }
     }
     problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
@@ -79,83 +88,63 @@ fn join(parent: &str, key: &str) -> String {
     if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
 }
 
-fn item(parent: &str, index: usize) -> String {
-    format!("{parent}[{index}]")
-}
-
-fn index(table: &DeTable<'_>, parent: &str, lines: &Lines, keys: &mut BTreeMap<String, usize>) {
+/// The path of each key and list item by the offset at which it starts.
+fn index(table: &DeTable<'_>, parent: &str, places: &mut BTreeMap<usize, String>) {
     for (key, value) in table {
         let path = join(parent, key.get_ref());
-        keys.insert(path.clone(), lines.of(key.span().start));
-        index_value(value, &path, lines, keys);
+        index_value(value, &path, places);
+        places.insert(key.span().start, path);
     }
 }
 
-fn index_value(value: &Spanned<DeValue<'_>>, path: &str, lines: &Lines, keys: &mut BTreeMap<String, usize>) {
+fn index_value(value: &Spanned<DeValue<'_>>, path: &str, places: &mut BTreeMap<usize, String>) {
     match value.get_ref() {
-        DeValue::Table(table) => index(table, path, lines, keys),
+        DeValue::Table(table) => index(table, path, places),
         DeValue::Array(array) => {
             for (position, value) in array.iter().enumerate() {
-                let path = item(path, position);
-                keys.insert(path.clone(), lines.of(value.span().start));
-                index_value(value, &path, lines, keys);
+                let path = format!("{path}[{position}]");
+                index_value(value, &path, places);
+                places.insert(value.span().start, path);
             }
         }
         _ => {}
     }
 }
 
-/// The path of the table whose own range is `span`.
-fn table_at(table: &DeTable<'_>, parent: &str, span: &Range<usize>) -> Option<String> {
-    table.iter().find_map(|(key, value)| value_at(value, &join(parent, key.get_ref()), span))
-}
-
-fn value_at(value: &Spanned<DeValue<'_>>, path: &str, span: &Range<usize>) -> Option<String> {
-    let inner = match value.get_ref() {
-        DeValue::Table(table) => table_at(table, path, span),
-        DeValue::Array(array) => {
-            array.iter().enumerate().find_map(|(index, value)| value_at(value, &item(path, index), span))
-        }
-        _ => None,
-    };
-    inner.or_else(|| (value.span() == *span).then(|| path.to_owned()))
-}
-
-/// Removes the innermost key or item that holds `span`; its path.
-fn remove(table: &mut DeTable<'_>, parent: &str, span: &Range<usize>) -> Option<String> {
-    for (key, value) in table.iter_mut() {
-        let path = join(parent, key.get_ref());
-        if let Some(found) = remove_inside(value, &path, span) {
-            return Some(found);
-        }
+/// Removes the innermost key or item that holds `span`, or, if `whole`, whose value is exactly there. Returns where it
+/// started.
+fn remove(table: &mut DeTable<'_>, span: &Range<usize>, whole: bool) -> Option<usize> {
+    if let Some(start) = table.iter_mut().find_map(|(_, value)| remove_inside(value, span, whole)) {
+        return Some(start);
     }
-    let key = table
+    let (key, start) = table
         .iter()
-        .find(|(key, value)| holds(&key.span(), span) || holds(&value.span(), span))
-        .map(|(key, _)| key.get_ref().clone().into_owned())?;
+        .find(|(key, value)| {
+            if whole { value.span() == *span } else { holds(&key.span(), span) || holds(&value.span(), span) }
+        })
+        .map(|(key, _)| (key.get_ref().clone().into_owned(), key.span().start))?;
     table.remove(key.as_str());
-    Some(join(parent, &key))
+    Some(start)
 }
 
-fn remove_inside(value: &mut Spanned<DeValue<'_>>, path: &str, span: &Range<usize>) -> Option<String> {
+fn remove_inside(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>, whole: bool) -> Option<usize> {
     match value.get_mut() {
-        DeValue::Table(table) => remove(table, path, span),
-        DeValue::Array(array) => remove_item(array, path, span),
+        DeValue::Table(table) => remove(table, span, whole),
+        DeValue::Array(array) => remove_item(array, span, whole),
         _ => None,
     }
 }
 
-fn remove_item(array: &mut DeArray<'_>, path: &str, span: &Range<usize>) -> Option<String> {
-    for (index, value) in array.iter_mut().enumerate() {
-        if let Some(found) = remove_inside(value, &item(path, index), span) {
-            return Some(found);
-        }
+fn remove_item(array: &mut DeArray<'_>, span: &Range<usize>, whole: bool) -> Option<usize> {
+    if let Some(start) = array.iter_mut().find_map(|value| remove_inside(value, span, whole)) {
+        return Some(start);
     }
-    // The item is cut out, so that the positions of later items in messages are those after the cut; lines are exact.
-    let index = array.iter().position(|value| holds(&value.span(), span))?;
+    let found = |value: &Spanned<DeValue<'_>>| if whole { value.span() == *span } else { holds(&value.span(), span) };
+    let index = array.iter().position(found)?;
+    let start = array.iter().nth(index)?.span().start;
     let kept = std::mem::replace(array, DeArray::new()).into_iter().enumerate().filter(|(at, _)| *at != index);
     *array = kept.map(|(_, value)| value).collect();
-    Some(item(path, index))
+    Some(start)
 }
 
 fn holds(outer: &Range<usize>, inner: &Range<usize>) -> bool {
@@ -268,6 +257,21 @@ a = 1
         assert_eq!(problems("[server]\nttl = \"1h\"\n"), ["line 1: server.port: is required"]);
         assert_eq!(problems(""), ["server: is required"]);
         assert_eq!(problems("[server]\nport = true\n").len(), 1);
+    }
+
+    #[test]
+    fn lists_keep_their_numbers_while_items_are_taken_out() {
+        let text = "[server]\nport = 1\n[[plugins]]\nname = 1\n[[plugins]]\n[[plugins]]\nname = true\nx = 1\n";
+        let found = problems(text);
+        assert_eq!(found.len(), 4, "{found:#?}");
+        for (line, start) in found.iter().zip([
+            "line 4: plugins[0].name: invalid type",
+            "line 5: plugins[1].name: is required",
+            "line 7: plugins[2].name: invalid type",
+            "line 8: plugins[2].x: unknown key",
+        ]) {
+            assert!(line.starts_with(start), "{line:?} does not start with {start:?}");
+        }
     }
 
     #[test]

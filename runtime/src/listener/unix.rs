@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tonic::service::Routes;
 
 use super::accept::accept_loop;
+use super::authority::AuthorityShim;
 use super::connection::{Prefaced, Quota, Server, next_connection_id};
 use super::{
     ConnectionRegistry, Http2Options, ListenerError, Peer, PeerCred, PidfdOrigin, UnixListenerBound, UnixPeer,
@@ -82,7 +83,7 @@ pub async fn serve_unix(
                 return served.refuse("preface", &peer, &error);
             }
             let peer = Peer::Unix(UnixPeer { cred, connection_id: next_connection_id() });
-            served.serve(Prefaced::new(stream), peer, None).await;
+            served.serve(Prefaced::new(AuthorityShim::new(stream)), peer, None).await;
         });
     })
     .await;

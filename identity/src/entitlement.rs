@@ -7,8 +7,9 @@
 use crate::{Entry, EntryId, Interner, Selector, SelectorSet, SpiffeId, Timestamp, TrustDomain};
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    hash::{Hash, Hasher},
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map},
+    hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -24,7 +25,9 @@ pub struct EntryIndex {
     by_id: HashMap<ById, u64>,
     by_spiffe_id: HashMap<SpiffeId, Group>,
     /// By parent; only local entries, and no aliases.
-    children: HashMap<SpiffeId, Group>,
+    children: HashMap<SpiffeId, BTreeSet<Child>>,
+    /// Fingerprints of the keys of `children`, and how many share each.
+    parents: HashMap<Fingerprint, u32, BuildHasherDefault<AsItIs>>,
     /// Aliases (parent is the server) by one of their selectors, their anchor: a node that matches must show it.
     aliases: HashMap<Selector, Group>,
     /// Aliases that demand nothing.
@@ -47,6 +50,7 @@ impl EntryIndex {
             by_id: HashMap::new(),
             by_spiffe_id: HashMap::new(),
             children: HashMap::new(),
+            parents: HashMap::default(),
             aliases: HashMap::new(),
             unconditional_aliases: BTreeSet::new(),
             admins: HashMap::new(),
@@ -70,8 +74,8 @@ impl EntryIndex {
         self.put_at(row, entry);
     }
 
-    /// The same, at a row that the caller chose: a store that keeps row numbers restores them with this. What was in
-    /// that row, or had this ID in another row, is gone.
+    /// As [`put`](Self::put), at a row of the caller's choice, for a store that keeps row numbers. What was in that row,
+    /// or had this ID in another row, is gone.
     pub fn put_at(&mut self, row: u64, mut entry: Arc<Entry>) {
         if let Some(entry) = Arc::get_mut(&mut entry) {
             self.share_texts(entry);
@@ -118,7 +122,7 @@ impl EntryIndex {
         self.rows.is_empty()
     }
 
-    /// All entries in the order in which their IDs were first put.
+    /// All entries in the order of their rows: that in which their IDs were first put, unless told otherwise.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.rows.values()
     }
@@ -135,29 +139,31 @@ impl EntryIndex {
     /// These are the children of the agent, of each alias that the node's selectors satisfy, and of each such child in
     /// turn. Aliases themselves are not among them.
     pub fn authorized(&self, agent: &SpiffeId, node_selectors: &SelectorSet) -> Vec<Arc<Entry>> {
-        let mut found = Vec::new();
         let mut seen = HashSet::new();
-        let mut pending: Vec<&Group> = Vec::new();
+        let mut pending: Vec<&BTreeSet<Child>> = Vec::new();
         let mut visit = |id, pending: &mut Vec<_>| {
-            if let Some((id, group)) = self.children.get_key_value(id)
+            if let Some((id, children)) = self.children.get_key_value(id)
                 && seen.insert(id)
             {
-                pending.push(group);
+                pending.push(children);
             }
         };
         visit(agent, &mut pending);
         for alias in self.aliases_of(node_selectors) {
             visit(&alias.spiffe_id, &mut pending);
         }
-        while let Some(group) = pending.pop() {
-            for entry in group.iter() {
-                visit(&entry.spiffe_id, &mut pending);
-                found.push(entry.clone());
+        let mut found: Vec<&Child> = Vec::new();
+        while let Some(children) = pending.pop() {
+            for child in children {
+                if self.parents.contains_key(&child.fingerprint) {
+                    visit(&child.entry.spiffe_id, &mut pending);
+                }
+                found.push(child);
             }
         }
-        // Each group is sorted already, so this merges rather than sorts.
-        found.sort_by(|a, b| a.id.cmp(&b.id));
-        found
+        // A concatenation of sorted sets: the sort merges them.
+        found.sort();
+        found.into_iter().map(|child| child.entry.clone()).collect()
     }
 
     /// The entry of this ID if the agent is entitled to it; the same rule as [`authorized`](Self::authorized), decided
@@ -193,8 +199,13 @@ impl EntryIndex {
         let same_id = self.by_spiffe_id.get(&entry.spiffe_id)?;
         // Thousands of nodes may hold one ID, and a node may hold thousands: search the smaller group.
         let siblings = self.children.get(&entry.parent_id).filter(|_| self.is_local(entry));
-        let group = siblings.filter(|siblings| siblings.len() < same_id.len()).unwrap_or(same_id);
-        group.iter().find(|stored| stored.is_similar_to(entry))
+        match siblings.filter(|siblings| siblings.len() < same_id.len()) {
+            Some(siblings) => {
+                let mut siblings = siblings.iter().map(|sibling| &sibling.entry);
+                siblings.find(|sibling| sibling.is_similar_to(entry))
+            }
+            None => same_id.iter().find(|stored| stored.is_similar_to(entry)),
+        }
     }
 
     /// The entries that grant this SPIFFE ID, sorted by entry ID.
@@ -204,7 +215,7 @@ impl EntryIndex {
 
     /// The local entries below this parent, aliases excepted, sorted by entry ID.
     pub fn by_parent_id(&self, id: &SpiffeId) -> impl Iterator<Item = &Arc<Entry>> {
-        self.children.get(id).into_iter().flat_map(Group::iter)
+        self.children.get(id).into_iter().flatten().map(|child| &child.entry)
     }
 
     /// True when some entry makes the holder of this SPIFFE ID an administrator.
@@ -244,17 +255,19 @@ impl EntryIndex {
     }
 
     fn share_texts(&mut self, entry: &mut Entry) {
-        entry.spiffe_id = match self.by_spiffe_id.get_key_value(&entry.spiffe_id) {
-            Some((known, _)) => known.clone(),
-            None => self.interner.trust_domain_of(entry.spiffe_id.clone()),
-        };
-        entry.parent_id = match self.children.get_key_value(&entry.parent_id) {
-            Some((known, _)) => known.clone(),
-            None => self.interner.trust_domain_of(entry.parent_id.clone()),
-        };
-        entry.selectors = self.interner.selector_set(&entry.selectors);
+        if let Some((known, _)) = self.by_spiffe_id.get_key_value(&entry.spiffe_id) {
+            entry.spiffe_id = known.clone();
+        } else {
+            entry.spiffe_id.share_trust_domain(&self.trust_domain);
+        }
+        if let Some((known, _)) = self.children.get_key_value(&entry.parent_id) {
+            entry.parent_id = known.clone();
+        } else {
+            entry.parent_id.share_trust_domain(&self.trust_domain);
+        }
+        self.interner.share_selectors(&mut entry.selectors);
         for name in &mut entry.federates_with {
-            *name = self.interner.trust_domain(name.clone());
+            self.interner.share_trust_domain(name);
         }
     }
 
@@ -262,7 +275,7 @@ impl EntryIndex {
         add(&mut self.by_spiffe_id, &entry.spiffe_id, entry);
         if self.is_local(entry) {
             if !self.is_alias(entry) {
-                add(&mut self.children, &entry.parent_id, entry);
+                self.adopt(entry);
             } else if let Some(anchor) = self.rarest_anchor(entry) {
                 add(&mut self.aliases, &anchor, entry);
             } else {
@@ -287,7 +300,7 @@ impl EntryIndex {
         drop_from(&mut self.by_spiffe_id, &entry.spiffe_id, &entry.id);
         if self.is_local(entry) {
             if !self.is_alias(entry) {
-                drop_from(&mut self.children, &entry.parent_id, &entry.id);
+                self.disown(entry);
             } else {
                 for selector in &entry.selectors {
                     drop_from(&mut self.aliases, selector, &entry.id);
@@ -311,6 +324,35 @@ impl EntryIndex {
         }
         if let Some(at) = entry.expires_at {
             self.expiring.remove(&(at, ById(entry.clone())));
+        }
+    }
+
+    fn adopt(&mut self, entry: &Arc<Entry>) {
+        let child = Child::new(entry);
+        match self.children.get_mut(&entry.parent_id) {
+            Some(children) => {
+                children.insert(child);
+            }
+            None => {
+                self.children.insert(entry.parent_id.clone(), BTreeSet::from([child]));
+                *self.parents.entry(fingerprint(&entry.parent_id)).or_default() += 1;
+            }
+        }
+    }
+
+    fn disown(&mut self, entry: &Arc<Entry>) {
+        let Some(children) = self.children.get_mut(&entry.parent_id) else { return };
+        children.remove(&Child::new(entry));
+        if !children.is_empty() {
+            return;
+        }
+        self.children.remove(&entry.parent_id);
+        let fingerprint = fingerprint(&entry.parent_id);
+        if let Some(sharers) = self.parents.get_mut(&fingerprint) {
+            *sharers -= 1;
+            if *sharers == 0 {
+                self.parents.remove(&fingerprint);
+            }
         }
     }
 
@@ -378,16 +420,94 @@ impl PartialEq for ById {
 impl Eq for ById {}
 
 impl Ord for ById {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Self) -> Ordering {
         self.0.id.cmp(&other.0.id)
     }
 }
 
 impl PartialOrd for ById {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
+
+/// A hash of a SPIFFE ID that says "not this one" without a look at the ID.
+type Fingerprint = u64;
+
+fn fingerprint(id: &SpiffeId) -> Fingerprint {
+    // Keyed with a constant on purpose: whoever makes two IDs collide wins one needless lookup.
+    let mut hasher = DefaultHasher::new();
+    id.path().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Passes a fingerprint through, which is a hash already.
+#[derive(Debug, Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, fingerprint: u64) {
+        self.0 = fingerprint;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+}
+
+/// An entry below its parent, ordered by entry ID.
+///
+/// What an agent is entitled to lies scattered over memory, and each place visited costs as much as a hundred steps
+/// of arithmetic. So what decides the order and the descent is kept here, beside the pointer, and an entry itself is
+/// only touched to be handed out.
+#[derive(Debug)]
+struct Child {
+    /// The first bytes of the entry ID, as a number of the same order.
+    prefix: u64,
+    /// Of the entry's SPIFFE ID, to see whether it is a parent in turn.
+    fingerprint: Fingerprint,
+    entry: Arc<Entry>,
+}
+
+impl Child {
+    fn new(entry: &Arc<Entry>) -> Self {
+        let mut prefix = [0; 8];
+        for (to, from) in prefix.iter_mut().zip(entry.id.as_str().bytes()) {
+            *to = from;
+        }
+        Self {
+            prefix: u64::from_be_bytes(prefix),
+            fingerprint: fingerprint(&entry.spiffe_id),
+            entry: entry.clone(),
+        }
+    }
+}
+
+impl Ord for Child {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.prefix.cmp(&other.prefix).then_with(|| self.entry.id.cmp(&other.entry.id))
+    }
+}
+
+impl PartialOrd for Child {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Child {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Child {}
 
 /// Entries under one key, in the order of their IDs. Mostly there is exactly one, and a million of those must be cheap.
 #[derive(Debug)]
@@ -416,20 +536,19 @@ impl Group {
 
 fn add<K: Clone + Eq + Hash>(groups: &mut HashMap<K, Group>, key: &K, entry: &Arc<Entry>) {
     let entry = ById(entry.clone());
-    match groups.get_mut(key) {
-        None => {
-            groups.insert(key.clone(), Group::One(entry));
+    match groups.entry(key.clone()) {
+        hash_map::Entry::Vacant(vacant) => {
+            vacant.insert(Group::One(entry));
         }
-        Some(Group::Many(entries)) => {
-            entries.insert(entry);
-        }
-        Some(group @ Group::One(_)) => {
-            let mut entries = BTreeSet::from([entry]);
-            if let Group::One(first) = group {
-                entries.insert(first.clone());
+        hash_map::Entry::Occupied(mut occupied) => match occupied.get_mut() {
+            Group::Many(entries) => {
+                entries.insert(entry);
             }
-            *group = Group::Many(entries.into());
-        }
+            Group::One(first) => {
+                let entries = BTreeSet::from([first.clone(), entry]);
+                occupied.insert(Group::Many(entries.into()));
+            }
+        },
     }
 }
 

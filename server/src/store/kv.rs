@@ -1,0 +1,285 @@
+//! The seam under the embedded store: a small ordered key-value database.
+//!
+//! Everything the store means (records, checksums, sequence numbers, aggregates) is written once above this seam, so a
+//! driver has to get only two promises right: a batch is all or nothing, and [`KeyValue::commit`] returns only when the
+//! batch survives a power cut. Transactions, snapshots and iterators that outlive a call are left out on purpose: the
+//! embedded databases disagree about them, and one writer thread does not need them.
+//!
+//! One suite (`tests/it/store_kv.rs`) runs against every driver.
+
+mod memory;
+mod redb;
+mod sled;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+pub use memory::Memory;
+
+use super::DriverKind;
+
+/// An ordered set of keys with values.
+///
+/// Methods may block on the disk: callers use them from a thread of their own.
+pub trait KeyValue: Send {
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError>;
+
+    /// Calls `visit` for each key of `range` in ascending order of bytes, until it breaks.
+    fn scan(&self, range: &Range, visit: Visitor<'_>) -> Result<(), KvError>;
+
+    /// Applies `batch` as a whole. When this returns `Ok` the batch is on the disk; when it returns an error the batch
+    /// may or may not be there, and the database must be opened anew before it is used again.
+    fn commit(&mut self, batch: &Batch) -> Result<(), KvError>;
+
+    /// Bytes that the database occupies.
+    fn size(&self) -> Result<u64, KvError>;
+}
+
+/// What [`KeyValue::scan`] calls with each key and value.
+pub type Visitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
+/// Opens one database, again and again: after a failed commit the writer drops the database and opens it anew.
+pub trait Driver: Send {
+    /// Opens the database, creating it where it does not exist.
+    fn open(&self) -> Result<Box<dyn KeyValue>, KvError>;
+
+    /// The file that holds the data, for messages and for the check that it exists. `None` when nothing is on a disk.
+    fn file(&self) -> Option<&Path>;
+}
+
+/// Why a database could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KvError {
+    /// The file system has no room.
+    #[error("no space left on the device")]
+    Full,
+    /// The database is held by somebody else, or by a predecessor that is not gone yet.
+    #[error("the database is in use")]
+    Busy,
+    /// What is on the disk is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// The file system failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl KvError {
+    /// Sorts an I/O error: full, busy, or just failed.
+    fn from_io(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            io::ErrorKind::WouldBlock => Self::Busy,
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Damaged(error.to_string()),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// A half-open range of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First key, included.
+    pub from: Vec<u8>,
+    /// End of the range, excluded; `None` is the end of all keys.
+    pub to: Option<Vec<u8>>,
+}
+
+impl Range {
+    /// Every key.
+    pub fn all() -> Self {
+        Self { from: Vec::new(), to: None }
+    }
+
+    /// Every key that begins with `prefix`.
+    pub fn prefix(prefix: &[u8]) -> Self {
+        let mut to = prefix.to_vec();
+        while let Some(last) = to.pop() {
+            if last < u8::MAX {
+                to.push(last + 1);
+                return Self { from: prefix.to_vec(), to: Some(to) };
+            }
+        }
+        Self { from: prefix.to_vec(), to: None }
+    }
+
+    /// Every key greater than `key`.
+    pub fn after(key: &[u8]) -> Self {
+        let mut from = key.to_vec();
+        from.push(0);
+        Self { from, to: None }
+    }
+
+    /// The same range, ending before `to`.
+    pub fn until(mut self, to: &[u8]) -> Self {
+        self.to = Some(to.to_vec());
+        self
+    }
+
+    /// True when no key can lie in it (`BTreeMap::range` panics on such ranges).
+    fn is_void(&self) -> bool {
+        self.to.as_ref().is_some_and(|to| *to <= self.from)
+    }
+
+    fn bounds(&self) -> (std::ops::Bound<&[u8]>, std::ops::Bound<&[u8]>) {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        (Included(&self.from), self.to.as_deref().map_or(Unbounded, Excluded))
+    }
+}
+
+/// Writes and deletions that are applied together. A later operation on a key replaces an earlier one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    operations: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Batch {
+    /// Sets `key` to `value`.
+    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.operations.insert(key, Some(value));
+    }
+
+    /// Removes `key`; removing what is not there is no error.
+    pub fn delete(&mut self, key: Vec<u8>) {
+        self.operations.insert(key, None);
+    }
+
+    /// The operations in ascending order of keys; `None` deletes.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.operations.iter().map(|(key, value)| (key.as_slice(), value.as_deref()))
+    }
+
+    /// Number of operations.
+    pub fn len(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// True when there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+}
+
+/// The driver for `kind` on `path`.
+pub fn driver(kind: DriverKind, path: &Path, cache_bytes: u64) -> Box<dyn Driver> {
+    match kind {
+        DriverKind::Memory => Box::new(Volatile),
+        DriverKind::Sled => Box::new(OnDisk {
+            path: path.to_owned(),
+            file: sled::data_file(path),
+            cache_bytes,
+            open: sled::open,
+        }),
+        DriverKind::Redb => {
+            Box::new(OnDisk { path: path.to_owned(), file: path.to_owned(), cache_bytes, open: redb::open })
+        }
+    }
+}
+
+struct Volatile;
+
+impl Driver for Volatile {
+    fn open(&self) -> Result<Box<dyn KeyValue>, KvError> {
+        Ok(Box::new(Memory::default()))
+    }
+
+    fn file(&self) -> Option<&Path> {
+        None
+    }
+}
+
+struct OnDisk {
+    path: PathBuf,
+    file: PathBuf,
+    cache_bytes: u64,
+    open: fn(&Path, u64) -> Result<Box<dyn KeyValue>, KvError>,
+}
+
+impl Driver for OnDisk {
+    fn open(&self) -> Result<Box<dyn KeyValue>, KvError> {
+        let inner = guarded(|| (self.open)(&self.path, self.cache_bytes))?;
+        Ok(Box::new(Guarded { inner: Some(inner) }))
+    }
+
+    fn file(&self) -> Option<&Path> {
+        Some(&self.file)
+    }
+}
+
+/// Turns the panics with which both databases answer some kinds of damage (a flipped bit in sled's log, a zeroed page
+/// in redb) into [`KvError::Damaged`].
+struct Guarded {
+    inner: Option<Box<dyn KeyValue>>,
+}
+
+impl Guarded {
+    fn inner(&self) -> &dyn KeyValue {
+        self.inner.as_deref().expect("taken only by drop")
+    }
+}
+
+impl KeyValue for Guarded {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        guarded(|| self.inner().get(key))
+    }
+
+    fn scan(&self, range: &Range, visit: Visitor<'_>) -> Result<(), KvError> {
+        guarded(|| self.inner().scan(range, visit))
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), KvError> {
+        let inner = self.inner.as_mut().expect("taken only by drop");
+        guarded(|| inner.commit(batch))
+    }
+
+    fn size(&self) -> Result<u64, KvError> {
+        guarded(|| self.inner().size())
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let inner = self.inner.take();
+        // Closing flushes; a database that is already broken may panic there, and there is nobody left to tell.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(inner)));
+    }
+}
+
+fn guarded<T>(action: impl FnOnce() -> Result<T, KvError>) -> Result<T, KvError> {
+    catch_unwind(AssertUnwindSafe(action)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        Err(KvError::Damaged(format!("the database gave up: {}", text.lines().next().unwrap_or_default())))
+    })
+}
+
+/// Makes the names inside `folder` durable.
+fn sync_folder(folder: &Path) -> Result<(), KvError> {
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(KvError::from_io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_range_ends_where_the_prefix_ends() {
+        assert_eq!(Range::prefix(b"ab"), Range { from: b"ab".to_vec(), to: Some(b"ac".to_vec()) });
+        assert_eq!(Range::prefix(&[1, 255]), Range { from: vec![1, 255], to: Some(vec![2]) });
+        assert_eq!(Range::prefix(&[255, 255]), Range { from: vec![255, 255], to: None });
+        assert_eq!(Range::prefix(b""), Range::all());
+    }
+
+    #[test]
+    fn a_panic_becomes_damage() {
+        let error = guarded::<()>(|| panic!("page {} is gone", 7)).expect_err("must fail");
+        assert!(matches!(&error, KvError::Damaged(text) if text.contains("page 7 is gone")), "{error}");
+    }
+}

@@ -1,0 +1,439 @@
+//! The store: aggregates behind one unit of work, durable on the disk and readable in memory.
+//!
+//! Every write is a closure that runs on one writer thread and sees the store as it is after all writes before it;
+//! [`Store::write`] returns when the write is on the disk and in [`State`]. Every hot read is answered by [`State`].
+//! One writer because that makes a write serialisable without locks, retries or conflicts, and because commits in
+//! groups (see [`writer`]) are faster than commits in parallel on every embedded database that was measured.
+//!
+//! What is written once here, above a small key-value seam ([`kv`]): keys, records with version, sequence number and
+//! checksum ([`record`]), payloads ([`codec`]), the check of everything at open ([`load`], [`expect`]), backup and
+//! restore ([`backup`]). `docs/decisions/0007-embedded-store.md` says why it is built this way.
+
+pub mod aggregates;
+mod backup;
+mod codec;
+mod error;
+mod expect;
+pub mod kv;
+mod load;
+mod record;
+mod snapshot;
+mod state;
+mod unit;
+mod writer;
+
+use std::cell::Cell;
+use std::fmt;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bonafide_identity::TrustDomain;
+use bonafide_runtime::clock::SharedClock;
+use prost::Message;
+use tokio::sync::{Semaphore, oneshot};
+
+pub use aggregates::{
+    Bundles, Change, ChangeLog, EndpointProfile, Entries, FederationRelationship, Issuance, IssuedSvid,
+    JoinTokens, Journal, JournalRecord, Nodes, Relationships, SvidKind,
+};
+pub use backup::{BackupInfo, Existing, restore, verify_backup};
+pub use error::StoreError;
+pub use state::{EntriesGuard, KEPT_CHANGES, State};
+pub use unit::Unit;
+
+use codec::Header;
+use expect::{ExpectFile, Expected};
+use kv::{Batch, Driver, KeyValue, KvError};
+use record::Table;
+use writer::{Command, Trouble, Write, Writer};
+
+/// Which database is under the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverKind {
+    /// Nothing on the disk: gone with the process.
+    Memory,
+    /// sled; the default.
+    Sled,
+    /// redb.
+    Redb,
+}
+
+impl DriverKind {
+    /// The name in configuration files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Sled => "sled",
+            Self::Redb => "redb",
+        }
+    }
+}
+
+impl fmt::Display for DriverKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for DriverKind {
+    type Err = UnknownDriver;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDriver> {
+        [Self::Memory, Self::Sled, Self::Redb]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+            .ok_or_else(|| UnknownDriver(text.to_owned()))
+    }
+}
+
+/// No driver has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown store driver {0:?}: use sled, redb or memory")]
+pub struct UnknownDriver(String);
+
+/// Where a store is and what it is.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// The database under it.
+    pub driver: DriverKind,
+    /// sled: a folder; redb: a file. `<path>.expect` lies beside it. Not used by the memory driver.
+    pub path: PathBuf,
+    /// Bytes that the database may use for its cache. The state in memory comes on top.
+    pub cache_bytes: u64,
+    /// A store belongs to one trust domain and refuses to open for another.
+    pub trust_domain: TrustDomain,
+}
+
+impl StoreConfig {
+    /// A cache that is good for up to some hundred thousand entries, since only writes go through it.
+    pub const DEFAULT_CACHE_BYTES: u64 = 32 << 20;
+
+    /// A store that is gone with the process.
+    pub fn memory(trust_domain: TrustDomain) -> Self {
+        Self { driver: DriverKind::Memory, path: PathBuf::new(), cache_bytes: 0, trust_domain }
+    }
+}
+
+/// What opening found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedState {
+    /// True when there was no store before.
+    pub created: bool,
+    /// Registration entries.
+    pub entries: usize,
+    /// Attested nodes.
+    pub nodes: usize,
+    /// Bundles, the server's own included.
+    pub bundles: usize,
+    /// Federation relationships.
+    pub relationships: usize,
+    /// Join tokens that were not used yet.
+    pub tokens: usize,
+    /// Number of the last commit.
+    pub sequence: u64,
+    /// Position of the last change.
+    pub epoch: u64,
+    /// How long opening took.
+    pub elapsed: Duration,
+}
+
+/// The store. Clones are the same store; it closes when the last one is dropped.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: StoreConfig,
+    clock: SharedClock,
+    state: Arc<State>,
+    commands: Mutex<Option<mpsc::Sender<Command>>>,
+    /// Bounds the writes that wait; also what makes `write` wait instead of piling up closures.
+    queue: Arc<Semaphore>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Writes that may wait for the writer thread.
+const QUEUE: usize = 8192;
+
+impl Store {
+    /// Opens the store, or makes a new one where neither a database nor its expected-state file is. Reads and checks
+    /// everything, so it takes a while: a second for some hundred thousand entries.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when anything is damaged, missing or shortened, [`StoreError::Busy`] when another process
+    /// has it open, [`StoreError::Mismatch`] when it belongs to another trust domain or a newer version, and errors of
+    /// the file system.
+    pub fn open(config: StoreConfig, clock: SharedClock) -> Result<(Self, LoadedState), StoreError> {
+        let driver = kv::driver(config.driver, &config.path, config.cache_bytes);
+        Self::open_with(config, clock, driver)
+    }
+
+    fn open_with(
+        config: StoreConfig,
+        clock: SharedClock,
+        driver: Box<dyn Driver>,
+    ) -> Result<(Self, LoadedState), StoreError> {
+        let start = Instant::now();
+        let file = driver.file().map_or_else(|| PathBuf::from("(memory)"), Path::to_owned);
+        let (expect, database, header, created) = open_checked(&config, &*driver, &file)?;
+        if header.trust_domain != config.trust_domain.as_str() {
+            return Err(StoreError::Mismatch {
+                path: config.path,
+                what: format!(
+                    "it belongs to trust domain {}, not {}",
+                    header.trust_domain, config.trust_domain
+                ),
+            });
+        }
+        let loaded = load::load(&*database, header, &config.trust_domain, &file)?;
+        let state = Arc::new(loaded.state);
+        let found = LoadedState {
+            created,
+            entries: state.entries().len(),
+            nodes: state.tables().nodes.len(),
+            bundles: state.tables().bundles.len(),
+            relationships: state.tables().relationships.len(),
+            tokens: loaded.tokens,
+            sequence: loaded.header.sequence,
+            epoch: loaded.header.epoch,
+            elapsed: start.elapsed(),
+        };
+        let writer = Writer {
+            driver,
+            database: Some(database),
+            path: config.path.clone(),
+            file,
+            state: state.clone(),
+            expect,
+            header: loaded.header,
+            change_records: loaded.change_records,
+            trouble: Trouble::default(),
+            snapshot: None,
+        };
+        let (send, receive) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(&receive))
+            .map_err(|error| StoreError::io(&config.path, error))?;
+        let inner = Inner {
+            config,
+            clock,
+            state,
+            commands: Mutex::new(Some(send)),
+            queue: Arc::new(Semaphore::new(QUEUE)),
+            writer: Mutex::new(Some(thread)),
+        };
+        Ok((Self { inner: Arc::new(inner) }, found))
+    }
+
+    /// Runs `closure` on the writer thread and commits what it wrote, all or nothing. Returns when that is durable and
+    /// visible in [`Store::state`]. A closure that returns an error, or panics, leaves nothing behind.
+    ///
+    /// The closure runs between other people's writes: it must be quick and must not wait for anything. A caller that
+    /// is dropped while it waits has still written.
+    ///
+    /// # Errors
+    /// The closure's own; [`StoreError::Full`] and [`StoreError::Io`] when the commit failed; [`StoreError::Closed`].
+    pub async fn write<T, F>(&self, closure: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
+    {
+        let permit = self.inner.queue.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        self.inner.send(Command::Write(Box::new(Write::new(closure, reply)), permit))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// What the store holds, in memory.
+    pub fn state(&self) -> &Arc<State> {
+        &self.inner.state
+    }
+
+    /// The configuration that it was opened with.
+    pub fn config(&self) -> &StoreConfig {
+        &self.inner.config
+    }
+
+    /// Bytes that the database occupies.
+    pub async fn size(&self) -> Result<u64, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.send(Command::Size(reply))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Writes everything, as it is at this moment, into one file at `dest`, while the store goes on. A file that is
+    /// there is replaced when the new one is complete and on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Mismatch`] when a backup is running already, [`StoreError::Full`] and [`StoreError::Io`] of either
+    /// file system.
+    pub async fn backup(&self, dest: &Path) -> Result<BackupInfo, StoreError> {
+        backup::backup(self, dest).await
+    }
+
+    /// Waits for the writes that are under way, syncs and closes. Writes from now on get [`StoreError::Closed`]; reads
+    /// go on.
+    pub async fn close(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.inner.send(Command::Close(reply)).is_ok() {
+            let _ = answer.await;
+        }
+        let inner = self.inner.clone();
+        let _ = tokio::task::spawn_blocking(move || inner.join()).await;
+    }
+
+    fn now(&self) -> bonafide_identity::Timestamp {
+        self.inner.clock.now()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn send(&self, command: Command) -> Result<(), StoreError> {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        let commands = commands.as_ref().ok_or(StoreError::Closed)?;
+        commands.send(command).map_err(|_| StoreError::Closed)
+    }
+
+    /// Lets the writer finish and waits for it.
+    fn join(&self) {
+        drop(self.commands.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A closure may hold the last clone: then this *is* the writer thread, and it is about to end.
+        if let Some(writer) = writer.filter(|writer| writer.thread().id() != thread::current().id())
+            && writer.join().is_err()
+        {
+            tracing::error!("the store's writer thread panicked");
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+type Checked = (Option<ExpectFile>, Box<dyn KeyValue>, Header, bool);
+
+/// Opens the database and holds it against its expected-state file; makes both when there is neither.
+fn open_checked(config: &StoreConfig, driver: &dyn Driver, file: &Path) -> Result<Checked, StoreError> {
+    let opened = |driver: &dyn Driver| driver.open().map_err(|error| StoreError::from_kv(error, file));
+    if driver.file().is_none() {
+        let mut database = opened(driver)?;
+        let header = first_header(config, random_id());
+        write_header(&mut *database, &header, file)?;
+        return Ok((None, database, header, true));
+    }
+    let corrupt = |what: String| StoreError::corrupt(file, what);
+    let occupied = fs::metadata(file).is_ok_and(|data| data.len() > 0);
+    let (mut expect, expected) = match ExpectFile::open(&config.path)? {
+        Some(found) => found,
+        None if occupied => {
+            return Err(StoreError::corrupt(
+                expect::path_for(&config.path),
+                format!("it is missing, so that nobody can tell whether {} is whole", file.display()),
+            ));
+        }
+        None => {
+            if let Some(folder) = config.path.parent() {
+                fs::create_dir_all(folder).map_err(|error| StoreError::io(folder, error))?;
+            }
+            let expected = Expected { store_id: random_id(), sequence: 0, count: 0 };
+            (ExpectFile::create(&config.path, &expected)?, expected)
+        }
+    };
+    if expected.sequence > 0 && !occupied {
+        return Err(corrupt(format!(
+            "it is missing or empty where commit {} is expected",
+            expected.sequence
+        )));
+    }
+    let mut database = opened(driver)?;
+    let found = load::read_header(&*database, file)?;
+    let created = found.is_none() && expected.sequence == 0;
+    let header = match found {
+        Some(header) => header,
+        None if created => {
+            // Killed between making the file and the first commit: whatever else is in there is not ours.
+            if !is_void(&*database, file)? {
+                return Err(corrupt("it holds records but no header".into()));
+            }
+            let header = first_header(config, expected.store_id);
+            write_header(&mut *database, &header, file)?;
+            header
+        }
+        None => {
+            return Err(corrupt(format!("it has no header where commit {} is expected", expected.sequence)));
+        }
+    };
+    let holds = writer::expected(&header);
+    if holds.store_id != expected.store_id {
+        return Err(corrupt(format!(
+            "it is not the database that {} belongs to",
+            expect::path_for(&config.path).display()
+        )));
+    }
+    if holds.sequence < expected.sequence {
+        return Err(corrupt(format!(
+            "it ends with commit {} where commit {} is expected: its end is missing",
+            holds.sequence, expected.sequence
+        )));
+    }
+    if holds.sequence == expected.sequence && holds.count != expected.count {
+        return Err(corrupt(format!("it has {} records where {} are expected", holds.count, expected.count)));
+    }
+    if holds != expected {
+        expect.advance(&holds, Instant::now())?;
+        expect.sync()?;
+    }
+    Ok((Some(expect), database, header, created))
+}
+
+fn is_void(database: &dyn KeyValue, file: &Path) -> Result<bool, StoreError> {
+    let found = Cell::new(false);
+    database
+        .scan(&kv::Range::all(), &mut |_, _| {
+            found.set(true);
+            std::ops::ControlFlow::Break(())
+        })
+        .map_err(|error| StoreError::from_kv(error, file))?;
+    Ok(!found.get())
+}
+
+fn first_header(config: &StoreConfig, store_id: [u8; 16]) -> Header {
+    Header {
+        store_id: store_id.to_vec(),
+        trust_domain: config.trust_domain.to_string(),
+        sequence: 1,
+        ..Header::default()
+    }
+}
+
+fn write_header(database: &mut dyn KeyValue, header: &Header, file: &Path) -> Result<(), StoreError> {
+    let mut batch = Batch::default();
+    let key = Table::Header.key(&[]);
+    let (_, value) = record::seal(&key, header.sequence, &header.encode_to_vec());
+    batch.put(key, value);
+    database.commit(&batch).map_err(|error: KvError| StoreError::from_kv(error, file))
+}
+
+/// Tells databases apart; not a secret, so the keys of the standard library's hash maps are random enough.
+fn random_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&RandomState::new().hash_one(0).to_be_bytes());
+    id[8..].copy_from_slice(&RandomState::new().hash_one(1).to_be_bytes());
+    id
+}

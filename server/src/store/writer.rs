@@ -1,0 +1,541 @@
+//! The writer thread: runs closures one after the other, commits them in groups, and comes back after a full disk.
+//!
+//! A durable commit costs a disk about the same for one write as for a thousand. While one commit is on its way to the
+//! disk, closures queue up; all of them form the next group. Within a group each closure sees those before it, and one
+//! that fails takes only its own writes with it. Nobody is answered before the group is on the disk and in the state.
+//!
+//! When a commit fails the database is dropped and opened anew, since neither driver can go on (sled does not even
+//! read). What it then holds decides: the old header means that the group is lost and its writers are told so; the
+//! group's header means that it got through after all. While the database cannot be opened, writes are refused at once
+//! and reads go on from the state. A disk that is nearly full is not tried at all: [`RESERVE`].
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::StoreError;
+use super::codec::{self, Header};
+use super::expect::{ExpectFile, Expected};
+use super::kv::{Batch, Driver, KeyValue, KvError};
+use super::load::read_header;
+use super::record::{self, Table, Tally};
+use super::snapshot::Snapshot;
+use super::state::{KEPT_CHANGES, State};
+use super::unit::{Overlay, Unit};
+
+/// Most writes in one commit.
+const GROUP_WRITES: usize = 1024;
+/// No further write joins a group of this many bytes.
+const GROUP_BYTES: usize = 4 << 20;
+/// Room that must be left on the file system for a commit to be tried. Running a database into a full disk costs it a
+/// reopening, and one that was killed at that moment needs room to recover.
+const RESERVE: u64 = 4 << 20;
+/// What a commit may take up on the disk, in multiples of what is written.
+const AMPLIFICATION: u64 = 4;
+/// How long a database that cannot be opened is left alone.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+/// How long a predecessor may take to let go of its lock.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// Changes per record of the change log.
+const CHANGES_PER_RECORD: usize = 64;
+
+/// What the writer is asked to do.
+pub(super) enum Command {
+    /// Run a closure. The permit bounds the queue.
+    Write(Box<dyn Job>, OwnedSemaphorePermit),
+    /// Begin, go on with or end a backup.
+    Backup(BackupStep),
+    /// Bytes of the database.
+    Size(oneshot::Sender<Result<u64, StoreError>>),
+    /// Sync everything and stop.
+    Close(oneshot::Sender<()>),
+}
+
+/// One step of a backup: the backup decides the pace, so that a slow destination never holds up a write.
+pub(super) enum BackupStep {
+    Begin(oneshot::Sender<Result<Header, StoreError>>),
+    Next(oneshot::Sender<Result<Vec<Pair>, StoreError>>),
+    End,
+}
+
+/// A key and its value.
+pub(super) type Pair = (Vec<u8>, Vec<u8>);
+
+/// A closure and the one who waits for it.
+pub(super) trait Job: Send {
+    /// Runs the closure; true when its writes shall be kept.
+    fn run(&mut self, unit: &mut Unit<'_>) -> bool;
+    /// Answers: with what the closure returned, or with why it could not be committed.
+    fn finish(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+/// The usual [`Job`].
+pub(super) struct Write<F, T> {
+    closure: Option<F>,
+    result: Option<Result<T, StoreError>>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<F, T> Write<F, T> {
+    pub(super) fn new(closure: F, reply: oneshot::Sender<Result<T, StoreError>>) -> Self {
+        Self { closure: Some(closure), result: None, reply }
+    }
+}
+
+impl<F, T> Job for Write<F, T>
+where
+    F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send,
+    T: Send,
+{
+    fn run(&mut self, unit: &mut Unit<'_>) -> bool {
+        let Some(closure) = self.closure.take() else { return false };
+        let result = catch_unwind(AssertUnwindSafe(|| closure(unit))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Err(StoreError::Panicked(text))
+        });
+        self.result.insert(result).is_ok()
+    }
+
+    fn finish(self: Box<Self>, committed: Result<(), StoreError>) {
+        let result = match (committed, self.result) {
+            (Ok(()), Some(result)) => result,
+            (Ok(()), None) => Err(StoreError::Closed),
+            (Err(error), _) => Err(error),
+        };
+        // Whoever does not wait any more does not need the answer.
+        let _ = self.reply.send(result);
+    }
+}
+
+/// Everything the writer thread owns.
+pub(super) struct Writer {
+    pub(super) driver: Box<dyn Driver>,
+    /// `None` while the database cannot be opened.
+    pub(super) database: Option<Box<dyn KeyValue>>,
+    pub(super) path: PathBuf,
+    pub(super) file: PathBuf,
+    pub(super) state: Arc<State>,
+    /// `None` for a database that is not on a disk.
+    pub(super) expect: Option<ExpectFile>,
+    /// As of the last commit.
+    pub(super) header: Header,
+    pub(super) change_records: VecDeque<u64>,
+    pub(super) trouble: Trouble,
+    pub(super) snapshot: Option<Snapshot>,
+}
+
+/// What is wrong at present.
+#[derive(Default)]
+pub(super) struct Trouble {
+    /// A group whose commit failed, until it is known whether it got through.
+    pending: Option<Group>,
+    /// Not tried again before.
+    retry: Option<(Instant, Duration)>,
+    /// Why the last attempt failed.
+    cause: Option<Cause>,
+    /// The database turned out to be another than expected; nothing is written any more.
+    fatal: Option<String>,
+}
+
+enum Cause {
+    Full,
+    Other(String),
+}
+
+/// A group on its way into the database.
+struct Group {
+    overlay: Overlay,
+    header: Header,
+    /// Records of the change log after this group.
+    change_records: VecDeque<u64>,
+}
+
+impl Writer {
+    /// Works until every sender is gone or it is told to close.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        let mut waiting: VecDeque<Command> = VecDeque::new();
+        loop {
+            let command = match waiting.pop_front() {
+                Some(command) => command,
+                None => match self.receive(commands) {
+                    Some(command) => command,
+                    None => break,
+                },
+            };
+            match command {
+                Command::Write(job, permit) => {
+                    let jobs = self.run_group((job, permit), commands, &mut waiting);
+                    drop(jobs);
+                }
+                Command::Backup(step) => self.backup(step),
+                Command::Size(reply) => {
+                    let size = self.ready().and_then(|()| {
+                        self.database().size().map_err(|error| StoreError::from_kv(error, &self.file))
+                    });
+                    let _ = reply.send(size);
+                }
+                Command::Close(reply) => {
+                    self.close();
+                    let _ = reply.send(());
+                    return;
+                }
+            }
+            self.sync_expected(false);
+        }
+        self.close();
+    }
+
+    /// The next command; meanwhile the expected state is synced when it is due.
+    fn receive(&mut self, commands: &Receiver<Command>) -> Option<Command> {
+        loop {
+            let Some(due) = self.expect.as_ref().and_then(ExpectFile::due) else {
+                return commands.recv().ok();
+            };
+            match commands.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(command) => return Some(command),
+                Err(RecvTimeoutError::Timeout) => self.sync_expected(false),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn sync_expected(&mut self, now: bool) {
+        let Some(expect) = &mut self.expect else { return };
+        let synced = if now { expect.sync() } else { expect.sync_if_due(Instant::now()) };
+        if let Err(error) = synced {
+            tracing::warn!(%error, "the expected state of the store could not be synced");
+        }
+    }
+
+    fn close(&mut self) {
+        self.database = None;
+        self.sync_expected(true);
+    }
+
+    fn database(&self) -> &dyn KeyValue {
+        self.database.as_deref().expect("`ready` was called before")
+    }
+
+    /// Runs the first write and all that have queued up, and commits them together.
+    fn run_group(
+        &mut self,
+        first: (Box<dyn Job>, OwnedSemaphorePermit),
+        commands: &Receiver<Command>,
+        waiting: &mut VecDeque<Command>,
+    ) -> Vec<OwnedSemaphorePermit> {
+        if let Err(error) = self.ready() {
+            first.0.finish(Err(error));
+            return vec![first.1];
+        }
+        let mut group = Overlay::after_row(self.header.last_row);
+        let mut jobs = Vec::new();
+        let mut permits = Vec::new();
+        let failed = Cell::new(false);
+        let mut next = Some(first);
+        while let Some((mut job, permit)) = next.take() {
+            let mut unit = Unit {
+                state: &self.state,
+                database: self.database(),
+                file: &self.file,
+                group: &group,
+                own: Overlay::after_row(group.last_row),
+                failed: &failed,
+            };
+            let keep = job.run(&mut unit);
+            let own = unit.own;
+            if keep {
+                group.merge(own);
+            }
+            jobs.push(job);
+            permits.push(permit);
+            if jobs.len() < GROUP_WRITES && group.bytes < GROUP_BYTES {
+                next = match commands.try_recv() {
+                    Ok(Command::Write(job, permit)) => Some((job, permit)),
+                    Ok(other) => {
+                        waiting.push_back(other);
+                        None
+                    }
+                    Err(_) => None,
+                };
+            }
+        }
+        let committed = if group.payloads.is_empty() { Ok(()) } else { self.commit(group) };
+        match committed {
+            Ok(()) => jobs.into_iter().for_each(|job| job.finish(Ok(()))),
+            Err(error) => {
+                for job in jobs {
+                    job.finish(Err(self.refusal(&error)));
+                }
+            }
+        }
+        if failed.get() {
+            self.database = None;
+        }
+        permits
+    }
+
+    /// Makes a group durable and visible.
+    fn commit(&mut self, overlay: Overlay) -> Result<(), Failure> {
+        let needed = RESERVE + AMPLIFICATION * overlay.bytes as u64;
+        if self.free_space().is_some_and(|free| free < needed) {
+            return Err(Failure::Full { confirmed: true });
+        }
+        let (batch, group) = self.seal(overlay).map_err(|error| {
+            self.database = None;
+            Failure::Error(error.to_string())
+        })?;
+        let database = self.database.as_mut().expect("`ready` was called before");
+        let Err(error) = database.commit(&batch) else {
+            self.committed(group);
+            return Ok(());
+        };
+        tracing::warn!(%error, sequence = group.header.sequence, "a commit failed; the store is opened anew");
+        self.database = None;
+        self.trouble.pending = Some(group);
+        self.trouble.cause = Some(match error {
+            KvError::Full => Cause::Full,
+            other => Cause::Other(other.to_string()),
+        });
+        let sequence = self.header.sequence;
+        match self.reopen() {
+            Ok(()) if self.header.sequence > sequence => Ok(()),
+            Ok(()) => Err(self.failure(true)),
+            Err(()) => Err(self.failure(false)),
+        }
+    }
+
+    /// Turns a group into the operations that make it, the change log and the header.
+    fn seal(&mut self, overlay: Overlay) -> Result<(Batch, Group), StoreError> {
+        let fail = |error| StoreError::from_kv(error, &self.file);
+        let sequence = self.header.sequence + 1;
+        let mut payloads: BTreeMap<&[u8], Option<&[u8]>> = BTreeMap::new();
+        for (key, payload) in &overlay.payloads {
+            payloads.insert(key, payload.as_deref());
+        }
+
+        let mut change_records = self.change_records.clone();
+        let mut epoch = self.header.epoch;
+        let mut change_log = Vec::new();
+        for part in overlay.applied.changes.chunks(CHANGES_PER_RECORD) {
+            let first = epoch + 1;
+            epoch += part.len() as u64;
+            change_records.push_back(epoch);
+            change_log.push((Table::Change.key(&epoch.to_be_bytes()), Some(codec::changes(first, part))));
+        }
+        while change_records.front().is_some_and(|last| last + KEPT_CHANGES as u64 <= epoch) {
+            let last = change_records.pop_front().unwrap_or_default();
+            change_log.push((Table::Change.key(&last.to_be_bytes()), None));
+        }
+        for (key, payload) in &change_log {
+            payloads.insert(key, payload.as_deref());
+        }
+
+        let mut tally = Tally { count: self.header.count, digest: self.header.digest };
+        let mut batch = Batch::default();
+        for (key, payload) in payloads {
+            let former = self.database().get(key).map_err(fail)?;
+            if let Some(former) = &former {
+                let opened = record::open(key, former);
+                tally
+                    .remove(opened.map_err(|error| StoreError::corrupt(&self.file, error.to_string()))?.seal);
+            }
+            if let Some(snapshot) = &mut self.snapshot {
+                snapshot.keep(key, former.as_deref());
+            }
+            match payload {
+                Some(payload) => {
+                    let (seal, value) = record::seal(key, sequence, payload);
+                    tally.add(seal);
+                    batch.put(key.to_vec(), value);
+                }
+                None if former.is_some() => batch.delete(key.to_vec()),
+                None => {}
+            }
+        }
+        let header = Header {
+            sequence,
+            count: tally.count,
+            digest: tally.digest,
+            last_row: overlay.last_row,
+            epoch,
+            ..self.header.clone()
+        };
+        let key = Table::Header.key(&[]);
+        let (_, value) = record::seal(&key, sequence, &header.encode_to_vec());
+        batch.put(key, value);
+        Ok((batch, Group { overlay, header, change_records }))
+    }
+
+    /// A group is on the disk: show it.
+    fn committed(&mut self, group: Group) {
+        self.header = group.header;
+        self.change_records = group.change_records;
+        if let Some(expect) = &mut self.expect {
+            let expected = expected(&self.header);
+            if let Err(error) = expect.advance(&expected, Instant::now()) {
+                // The database is ahead of it, which is no error; the next commit tries again.
+                tracing::warn!(%error, "the expected state of the store could not be written");
+            }
+        }
+        self.state.apply(group.overlay.applied);
+    }
+
+    /// Makes sure that the database is open, or says why it is not.
+    fn ready(&mut self) -> Result<(), StoreError> {
+        if let Some(what) = &self.trouble.fatal {
+            return Err(StoreError::corrupt(&self.file, what));
+        }
+        if self.database.is_some() {
+            return Ok(());
+        }
+        let patient = self.trouble.retry.is_some_and(|(at, _)| Instant::now() < at);
+        if patient || self.reopen().is_err() {
+            let failure = self.failure(true);
+            return Err(self.refusal(&failure));
+        }
+        Ok(())
+    }
+
+    /// Opens the database and finds out what became of the pending group.
+    fn reopen(&mut self) -> Result<(), ()> {
+        let opened = self.open_waiting_for_lock().map_err(|error| match error {
+            KvError::Full => Cause::Full,
+            other => Cause::Other(other.to_string()),
+        });
+        let opened = opened.and_then(|database| match read_header(&*database, &self.file) {
+            Ok(header) => Ok((database, header)),
+            Err(StoreError::Full { .. }) => Err(Cause::Full),
+            Err(error) => Err(Cause::Other(error.to_string())),
+        });
+        let (database, header) = match opened {
+            Ok(opened) => opened,
+            Err(cause) => {
+                let wait = self.trouble.retry.map_or(RETRY_FIRST, |(_, wait)| (2 * wait).min(RETRY_MOST));
+                self.trouble.retry = Some((Instant::now() + wait, wait));
+                self.trouble.cause = Some(cause);
+                return Err(());
+            }
+        };
+        let pending = self.trouble.pending.take();
+        let header = header.unwrap_or_default();
+        if header == self.header {
+            tracing::info!(sequence = header.sequence, "the store is open again");
+        } else if let Some(group) = pending.filter(|group| group.header == header) {
+            tracing::info!(
+                sequence = header.sequence,
+                "the store is open again; the failed commit got through"
+            );
+            self.committed(group);
+        } else {
+            let what = format!(
+                "after a failed commit it holds commit {} where {} was expected; writes are refused until the server \
+                 is restarted",
+                header.sequence, self.header.sequence
+            );
+            tracing::error!(file = %self.file.display(), "{what}");
+            self.trouble.fatal = Some(what.clone());
+            self.trouble.cause = Some(Cause::Other(what));
+            return Err(());
+        }
+        self.database = Some(database);
+        self.trouble.retry = None;
+        Ok(())
+    }
+
+    fn open_waiting_for_lock(&self) -> Result<Box<dyn KeyValue>, KvError> {
+        let start = Instant::now();
+        loop {
+            match self.driver.open() {
+                Err(KvError::Busy) if start.elapsed() < LOCK_WAIT => thread::sleep(Duration::from_millis(5)),
+                other => return other,
+            }
+        }
+    }
+
+    fn failure(&self, confirmed: bool) -> Failure {
+        match &self.trouble.cause {
+            Some(Cause::Other(what)) => Failure::Error(what.clone()),
+            Some(Cause::Full) | None => Failure::Full { confirmed },
+        }
+    }
+
+    fn refusal(&self, failure: &Failure) -> StoreError {
+        if let Some(what) = &self.trouble.fatal {
+            return StoreError::corrupt(&self.file, what);
+        }
+        match failure {
+            Failure::Full { confirmed } => {
+                StoreError::Full { path: self.path.clone(), confirmed: *confirmed }
+            }
+            Failure::Error(what) => {
+                StoreError::Io { path: self.file.clone(), source: std::io::Error::other(what.clone()) }
+            }
+        }
+    }
+
+    /// Bytes that may still be written to the file system. `None` where there is none, or it does not say.
+    fn free_space(&self) -> Option<u64> {
+        let file = self.driver.file()?;
+        let stat = rustix::fs::statvfs(file).ok()?;
+        // Some file systems have no notion of a size.
+        (stat.f_blocks > 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn backup(&mut self, step: BackupStep) {
+        match step {
+            BackupStep::Begin(reply) => {
+                let begun = self.ready().and_then(|()| {
+                    if self.snapshot.is_some() {
+                        return Err(StoreError::Mismatch {
+                            path: self.path.clone(),
+                            what: "another backup is running: wait for its end".into(),
+                        });
+                    }
+                    self.snapshot = Some(Snapshot::default());
+                    Ok(self.header.clone())
+                });
+                let begun_here = begun.is_ok();
+                if reply.send(begun).is_err() && begun_here {
+                    self.snapshot = None;
+                }
+            }
+            BackupStep::Next(reply) => {
+                let next = self.ready().and_then(|()| {
+                    let database = self.database.as_deref().expect("`ready` was called before");
+                    match &mut self.snapshot {
+                        Some(snapshot) => {
+                            snapshot.next(database).map_err(|error| StoreError::from_kv(error, &self.file))
+                        }
+                        None => Err(StoreError::Closed),
+                    }
+                });
+                let _ = reply.send(next);
+            }
+            BackupStep::End => self.snapshot = None,
+        }
+    }
+}
+
+/// Why a commit failed.
+enum Failure {
+    Full { confirmed: bool },
+    Error(String),
+}
+
+/// What a header promises.
+pub(super) fn expected(header: &Header) -> Expected {
+    let mut store_id = [0; 16];
+    let length = header.store_id.len().min(16);
+    store_id[..length].copy_from_slice(&header.store_id[..length]);
+    Expected { store_id, sequence: header.sequence, count: header.count }
+}

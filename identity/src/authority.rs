@@ -480,41 +480,37 @@ impl AuthoritySlots {
     }
 
     /// What to do at `now`, if anything. Asked again after each step, it leads from any state to one that is in order.
+    ///
+    /// A prepared authority is preferred to a new one as long as it lives, since others know it already. But while there
+    /// is time it is replaced when it would end soon after its activation, as after a cut of the configured life.
     pub fn due(&self, now: Timestamp) -> Option<RotationStep> {
-        self.next_step().and_then(|(at, step)| (at <= now).then_some(step)).or_else(|| self.overdue(now))
+        let prepare = Some(RotationStep::Prepare(self.free_slot()));
+        let alive = self.prepared().filter(|prepared| prepared.not_after > now);
+        let active = self.active();
+        if active.is_none_or(|active| now > activate_at(active.issued_at, active.not_after)) {
+            return if alive.is_some() { Some(RotationStep::Activate) } else { prepare };
+        }
+        let wants_next = active.is_some_and(|active| now > prepare_at(active.issued_at, active.not_after));
+        let has_next = alive.is_some_and(|next| now <= activate_at(next.issued_at, next.not_after));
+        if wants_next && !has_next { prepare } else { None }
     }
 
-    /// The first instant at which something will be [`due`](Self::due), if nothing else happens until then: now at the
-    /// latest when something is due already.
+    /// The first instant, `now` at the earliest, at which something is [`due`](Self::due) if nothing changes until then.
     pub fn next_due(&self, now: Timestamp) -> Timestamp {
-        match self.next_step() {
-            _ if self.due(now).is_some() => now,
-            Some((at, _)) => at,
-            None => now,
-        }
-    }
-
-    fn next_step(&self) -> Option<(Timestamp, RotationStep)> {
-        let active = self.active()?;
-        // The thresholds are to be passed, not reached; instants are whole milliseconds.
-        let just_after = |at: Timestamp| at.saturating_add(Duration::from_millis(1));
-        if self.prepared().is_some_and(|prepared| prepared.not_after > active.not_after) {
-            Some((just_after(activate_at(active.issued_at, active.not_after)), RotationStep::Activate))
-        } else {
-            let step = RotationStep::Prepare(self.free_slot());
-            Some((just_after(prepare_at(active.issued_at, active.not_after)), step))
-        }
-    }
-
-    /// Without an active authority everything is due at once.
-    fn overdue(&self, now: Timestamp) -> Option<RotationStep> {
-        if self.active.is_some() {
-            return None;
-        }
-        match self.prepared() {
-            Some(prepared) if prepared.not_after > now => Some(RotationStep::Activate),
-            _ => Some(RotationStep::Prepare(self.free_slot())),
-        }
+        let thresholds = self.iter().flat_map(|slot| {
+            [
+                prepare_at(slot.issued_at, slot.not_after),
+                activate_at(slot.issued_at, slot.not_after),
+                slot.not_after,
+            ]
+        });
+        // A threshold is to be passed, not reached; instants are whole milliseconds.
+        thresholds
+            .map(|at| at.saturating_add(Duration::from_millis(1)).max(now))
+            .chain([now])
+            .filter(|at| self.due(*at).is_some())
+            .min()
+            .unwrap_or(now)
     }
 }
 
@@ -527,4 +523,184 @@ fn taint_old(slot: &mut AuthoritySlot) -> Result<&AuthoritySlot, SlotError> {
     }
     slot.tainted = true;
     Ok(slot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_seconds(seconds)
+    }
+
+    const HOUR: i64 = 3600;
+
+    /// Slots with `a` active since 0 and `b` prepared at 12 h, each for 24 h.
+    fn prepared() -> AuthoritySlots {
+        let mut slots = AuthoritySlots::new();
+        slots.prepare("a".into(), at(0), at(24 * HOUR), None).unwrap();
+        slots.activate_prepared().unwrap();
+        slots.prepare("b".into(), at(12 * HOUR), at(36 * HOUR), None).unwrap();
+        slots
+    }
+
+    fn rotated() -> AuthoritySlots {
+        let mut slots = prepared();
+        slots.activate("b").unwrap();
+        slots
+    }
+
+    #[test]
+    fn a_life_of_a_day() {
+        let mut slots = AuthoritySlots::new();
+        assert_eq!(slots.due(at(0)), Some(RotationStep::Prepare(SlotId::A)));
+        slots.prepare("a".into(), at(0), at(24 * HOUR), None).unwrap();
+        assert_eq!(slots.due(at(0)), Some(RotationStep::Activate));
+        assert_eq!(slots.require_active(), Err(SlotError::Initializing));
+        slots.activate_prepared().unwrap();
+
+        let later = |at: Timestamp| at.saturating_add(Duration::from_millis(1));
+        assert_eq!(slots.due(at(12 * HOUR)), None);
+        assert_eq!(slots.next_due(at(0)), later(at(12 * HOUR)));
+        assert_eq!(slots.due(later(at(12 * HOUR))), Some(RotationStep::Prepare(SlotId::B)));
+        slots.prepare("b".into(), at(12 * HOUR), at(36 * HOUR), None).unwrap();
+        assert_eq!(slots.due(at(20 * HOUR)), None);
+        assert_eq!(slots.next_due(at(13 * HOUR)), later(at(20 * HOUR)));
+        assert_eq!(slots.due(later(at(20 * HOUR))), Some(RotationStep::Activate));
+        slots.activate_prepared().unwrap();
+
+        assert_eq!(slots.active().unwrap().slot, SlotId::B);
+        assert_eq!(slots.old().unwrap().authority_id, "a");
+        assert_eq!(slots.due(at(24 * HOUR)), None);
+        assert_eq!(slots.due(at(24 * HOUR + 1)), Some(RotationStep::Prepare(SlotId::A)));
+    }
+
+    #[test]
+    fn a_life_of_seconds_keeps_its_milliseconds() {
+        let mut slots = AuthoritySlots::new();
+        slots.prepare("a".into(), at(0), at(3), None).unwrap();
+        slots.activate_prepared().unwrap();
+        assert_eq!(slots.next_due(at(0)).unix_millis(), 1_501);
+        slots.prepare("b".into(), Timestamp::from_unix_millis(1_501), at(5), None).unwrap();
+        assert_eq!(slots.next_due(at(2)).unix_millis(), 2_501);
+    }
+
+    #[test]
+    fn after_an_outage_a_known_authority_comes_before_a_new_one() {
+        let mut slots = prepared();
+        assert_eq!(slots.due(at(35 * HOUR)), Some(RotationStep::Activate));
+        assert_eq!(slots.due(at(36 * HOUR)), Some(RotationStep::Prepare(SlotId::B)));
+        slots.activate_prepared().unwrap();
+        assert_eq!(slots.due(at(35 * HOUR)), Some(RotationStep::Prepare(SlotId::A)));
+    }
+
+    #[test]
+    fn a_prepared_authority_that_would_end_soon_is_replaced_once() {
+        let mut slots = prepared();
+        slots.prepare("short".into(), at(12 * HOUR), at(13 * HOUR), None).unwrap();
+        assert_eq!(slots.due(at(12 * HOUR + 1)), None);
+        let soon = slots.next_due(at(12 * HOUR + 1));
+        assert_eq!(soon, at(12 * HOUR + 3000).saturating_add(Duration::from_millis(1)));
+        assert_eq!(slots.due(soon), Some(RotationStep::Prepare(SlotId::B)));
+        slots.prepare("short2".into(), soon, soon.saturating_add(Duration::from_secs(3600)), None).unwrap();
+        assert_eq!(slots.due(soon), None);
+    }
+
+    #[test]
+    fn activation_errors() {
+        let mut slots = prepared();
+        assert_eq!(slots.activate(""), Err(SlotError::NoAuthorityId));
+        assert_eq!(slots.activate("a"), Err(SlotError::UnexpectedAuthorityId));
+        assert_eq!(slots.activate("x"), Err(SlotError::UnexpectedAuthorityId));
+        let mut slots = rotated();
+        let error = slots.activate("a").unwrap_err();
+        assert_eq!(error.to_string(), "only Prepared authorities can be activated: OLD");
+        assert_eq!(AuthoritySlots::new().activate_prepared(), Err(SlotError::NotPrepared(None)));
+    }
+
+    #[test]
+    fn preparation_errors() {
+        let mut slots = prepared();
+        assert_eq!(slots.prepare("a".into(), at(0), at(1), None), Err(SlotError::Duplicate("a".into())));
+        assert_eq!(slots.prepare("c".into(), at(1), at(1), None), Err(SlotError::NoLife));
+        assert_eq!(slots.prepare(String::new(), at(0), at(1), None), Err(SlotError::NoAuthorityId));
+        assert_eq!(slots, prepared());
+    }
+
+    #[test]
+    fn taint_then_revoke() {
+        let mut slots = rotated();
+        assert_eq!(slots.taint(""), Err(SlotError::NoAuthorityId));
+        assert_eq!(slots.taint("b"), Err(SlotError::TaintCurrent));
+        assert_eq!(slots.taint("x"), Err(SlotError::UnexpectedAuthorityId));
+        assert_eq!(prepared().taint("b"), Err(SlotError::TaintNotOld(SlotStatus::Prepared)));
+        assert_eq!(slots.revoke("a"), Err(SlotError::Untainted));
+        assert!(slots.taint("a").unwrap().tainted);
+        assert_eq!(slots.taint("a"), Err(SlotError::AlreadyTainted));
+        assert_eq!(slots.revoke("a").unwrap().authority_id, "a");
+        assert_eq!(slots.other(), None);
+        assert_eq!(slots.free_slot(), SlotId::A);
+    }
+
+    #[test]
+    fn what_may_be_revoked_depends_on_the_kind() {
+        use AuthorityKind::{Jwt, X509};
+        let not = |problem| Err(SlotError::NotRevocable(problem));
+        for kind in AuthorityKind::ALL {
+            assert_eq!(rotated().check_revocable(kind, ""), not(RevokeProblem::Missing));
+            assert_eq!(rotated().check_revocable(kind, "b"), not(RevokeProblem::Current));
+            assert_eq!(rotated().check_revocable(kind, "a"), Ok(()));
+            let expected = not(RevokeProblem::NotOld(SlotStatus::Prepared));
+            assert_eq!(prepared().check_revocable(kind, "b"), expected);
+        }
+        assert_eq!(rotated().check_revocable(X509, "foreign"), not(RevokeProblem::Unexpected));
+        assert_eq!(rotated().check_revocable(Jwt, "foreign"), Ok(()));
+        let mut slots = rotated();
+        assert_eq!(slots.forget_old("foreign"), None);
+        assert!(slots.forget_old("a").is_some());
+        assert_eq!(slots.forget_old("b"), None);
+    }
+
+    #[test]
+    fn upstream_roots() {
+        let mut slots = AuthoritySlots::new();
+        assert_eq!(slots.taint_upstream("r1"), Err(SlotError::Initializing));
+        slots.prepare("a".into(), at(0), at(9), Some("r1".into())).unwrap();
+        slots.activate_prepared().unwrap();
+        slots.prepare("b".into(), at(0), at(9), Some("r2".into())).unwrap();
+        assert_eq!(slots.taint_upstream("r2"), Err(SlotError::TaintNotOld(SlotStatus::Prepared)));
+        slots.activate_prepared().unwrap();
+        assert_eq!(slots.taint_upstream(""), Err(SlotError::NoAuthorityId));
+        assert_eq!(slots.taint_upstream("r2"), Err(SlotError::TaintCurrent));
+        assert_eq!(slots.taint_upstream("r3"), Err(SlotError::UnexpectedAuthorityId));
+        assert_eq!(slots.revoke_upstream("r1"), Err(SlotError::Untainted));
+        slots.taint_upstream("r1").unwrap();
+        assert_eq!(slots.revoke_upstream("r1").unwrap().authority_id, "a");
+        assert_eq!(rotated().taint_upstream("r1"), Err(SlotError::NoUpstream));
+    }
+
+    #[test]
+    fn restoring_what_a_journal_recorded() {
+        for slots in [AuthoritySlots::new(), prepared(), rotated()] {
+            assert_eq!(AuthoritySlots::restore(slots.iter().cloned()), Ok(slots));
+        }
+        let active = prepared().active().unwrap().clone();
+        let same_slot = AuthoritySlot { status: SlotStatus::Old, authority_id: "x".into(), ..active.clone() };
+        let second = AuthoritySlot { slot: SlotId::B, authority_id: "x".into(), ..active.clone() };
+        for other in [active.clone(), same_slot, second] {
+            assert_eq!(AuthoritySlots::restore([active.clone(), other]), Err(SlotError::Contradiction));
+        }
+    }
+
+    #[test]
+    fn names() {
+        for kind in AuthorityKind::ALL {
+            assert_eq!(AuthorityKind::parse(kind.as_str()), Ok(kind));
+            assert_ne!(kind.key_id(SlotId::A), kind.key_id(SlotId::B));
+        }
+        assert_eq!(AuthorityKind::X509.key_id(SlotId::B), "x509-CA-B");
+        assert_eq!(serde_json::to_string(&SlotStatus::Old).unwrap(), "\"OLD\"");
+        assert_eq!(serde_json::from_str::<SlotId>("\"B\"").unwrap(), SlotId::B);
+        assert!(SlotStatus::parse("old").is_err());
+    }
 }

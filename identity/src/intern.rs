@@ -21,43 +21,30 @@ impl Interner {
         Self::default()
     }
 
-    /// The shared copy of a trust domain name.
-    pub fn trust_domain(&mut self, name: TrustDomain) -> TrustDomain {
-        self.trust_domains.share(name)
+    /// Makes a trust domain name share its text.
+    pub fn share_trust_domain(&mut self, name: &mut TrustDomain) {
+        self.trust_domains.share(name);
     }
 
-    /// The shared copy of a SPIFFE ID.
-    pub fn spiffe_id(&mut self, id: SpiffeId) -> SpiffeId {
-        if let Some(known) = self.ids.values.get(&id) {
-            return known.clone();
-        }
-        let id = self.trust_domain_of(id);
-        self.ids.share(id)
+    /// Makes a SPIFFE ID share its texts.
+    pub fn share_spiffe_id(&mut self, id: &mut SpiffeId) {
+        self.trust_domains.share(id.trust_domain_mut());
+        self.ids.share(id);
     }
 
-    /// The ID with a shared trust domain, its path left alone: for IDs that are likely the only ones of their kind.
-    pub fn trust_domain_of(&mut self, id: SpiffeId) -> SpiffeId {
-        let trust_domain = self.trust_domain(id.trust_domain().clone());
-        SpiffeId::from_shared(trust_domain, id.shared_path().clone())
+    /// Makes the members of a set share their texts.
+    pub fn share_selectors(&mut self, set: &mut SelectorSet) {
+        set.share_members(|selector| self.selectors.share(selector));
     }
 
-    /// The shared copy of a selector.
-    pub fn selector(&mut self, selector: Selector) -> Selector {
-        self.selectors.share(selector)
-    }
-
-    /// The set with shared members.
-    pub fn selector_set(&mut self, set: &SelectorSet) -> SelectorSet {
-        set.iter().map(|selector| self.selector(selector.clone())).collect()
-    }
-
-    /// Makes an entry share its parent, its trust domains and its selectors.
-    pub fn entry(&mut self, entry: &mut Entry) {
-        entry.parent_id = self.spiffe_id(entry.parent_id.clone());
-        entry.spiffe_id = self.trust_domain_of(entry.spiffe_id.clone());
-        entry.selectors = self.selector_set(&entry.selectors);
+    /// Makes an entry share its parent, its trust domains and its selectors; its own SPIFFE ID is likely the only one
+    /// of its kind.
+    pub fn share_entry(&mut self, entry: &mut Entry) {
+        self.share_spiffe_id(&mut entry.parent_id);
+        self.trust_domains.share(entry.spiffe_id.trust_domain_mut());
+        self.share_selectors(&mut entry.selectors);
         for name in &mut entry.federates_with {
-            *name = self.trust_domain(name.clone());
+            self.share_trust_domain(name);
         }
     }
 }
@@ -76,7 +63,7 @@ impl Shared for TrustDomain {
 
 impl Shared for SpiffeId {
     fn holders(&self) -> usize {
-        std::sync::Arc::strong_count(self.shared_path())
+        self.holders()
     }
 }
 
@@ -99,9 +86,10 @@ impl<T> Default for Pool<T> {
 }
 
 impl<T: Shared> Pool<T> {
-    fn share(&mut self, value: T) -> T {
-        if let Some(known) = self.values.get(&value) {
-            return known.clone();
+    fn share(&mut self, value: &mut T) {
+        if let Some(known) = self.values.get(value) {
+            value.clone_from(known);
+            return;
         }
         if self.values.len() >= self.sweep_at {
             // Two holders are the pool and the one value that came by: not shared with anything.
@@ -109,7 +97,6 @@ impl<T: Shared> Pool<T> {
             self.sweep_at = (2 * self.values.len()).max(FIRST_SWEEP);
         }
         self.values.insert(value.clone());
-        value
     }
 }
 
@@ -123,20 +110,36 @@ mod tests {
     #[test]
     fn equal_values_become_one() {
         let mut interner = Interner::new();
-        let mut parse = || interner.spiffe_id(SpiffeId::parse("spiffe://td/a").unwrap());
-        let (a, b) = (parse(), parse());
-        assert!(std::sync::Arc::ptr_eq(a.shared_path(), b.shared_path()));
-        assert_eq!(a.holders(), 3);
+        let mut ids = [(); 2].map(|()| SpiffeId::parse("spiffe://td/a").unwrap());
+        ids.iter_mut().for_each(|id| interner.share_spiffe_id(id));
+        assert!(std::ptr::eq(ids[0].path(), ids[1].path()));
+        assert!(std::ptr::eq(ids[0].trust_domain().as_str(), ids[1].trust_domain().as_str()));
+        assert_eq!(ids[0].holders(), 3);
+    }
+
+    #[test]
+    fn a_set_shares_its_members_and_leaves_its_clones_alone() {
+        let mut interner = Interner::new();
+        let set =
+            |members: &[&str]| members.iter().map(|s| Selector::parse(s).unwrap()).collect::<SelectorSet>();
+        let (mut a, mut b) = (set(&["k:1", "k:2"]), set(&["k:2", "k:3"]));
+        let clone = a.clone();
+        interner.share_selectors(&mut a);
+        interner.share_selectors(&mut b);
+        assert!(std::ptr::eq(a.as_slice()[1].as_str(), b.as_slice()[0].as_str()));
+        assert_eq!(a, clone);
     }
 
     #[test]
     fn lonely_values_are_forgotten() {
         let mut interner = Interner::new();
-        let kept: Vec<_> = (0..2).map(|_| interner.selector(Selector::new("k", "shared").unwrap())).collect();
+        let selector = |value: &str| SelectorSet::from_iter([Selector::new("k", value).unwrap()]);
+        let mut kept = [(); 2].map(|()| selector("shared"));
+        kept.iter_mut().for_each(|set| interner.share_selectors(set));
         for n in 0..=FIRST_SWEEP {
-            interner.selector(Selector::new("k", &n.to_string()).unwrap());
+            interner.share_selectors(&mut selector(&n.to_string()));
         }
         assert!(interner.selectors.values.len() < FIRST_SWEEP);
-        assert!(interner.selectors.values.contains(&kept[0]));
+        assert!(interner.selectors.values.contains(&kept[0].as_slice()[0]));
     }
 }

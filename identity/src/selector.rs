@@ -176,6 +176,16 @@ impl SelectorSet {
         self.iter().chain(other.iter()).cloned().collect()
     }
 
+    /// Replaces each member by an equal one.
+    pub(crate) fn share_members(&mut self, mut share: impl FnMut(&mut Selector)) {
+        if Arc::get_mut(&mut self.0).is_none() {
+            self.0 = self.0.iter().cloned().collect();
+        }
+        if let Some(members) = Arc::get_mut(&mut self.0) {
+            members.iter_mut().for_each(&mut share);
+        }
+    }
+
     /// Compares this stored set with a given one.
     pub fn matches(&self, given: &SelectorSet, behavior: MatchBehavior) -> bool {
         behavior.holds(&self.0, &given.0)

@@ -61,13 +61,20 @@ impl SpiffeId {
         Self { trust_domain, path: path.into() }
     }
 
-    /// For the interner only: the parts of valid IDs.
-    pub(crate) fn from_shared(trust_domain: TrustDomain, path: Arc<str>) -> Self {
-        Self { trust_domain, path }
+    /// Shares the text of `known` if that is the ID's trust domain.
+    pub(crate) fn share_trust_domain(&mut self, known: &TrustDomain) {
+        if self.trust_domain == *known {
+            self.trust_domain = known.clone();
+        }
     }
 
-    pub(crate) fn shared_path(&self) -> &Arc<str> {
-        &self.path
+    pub(crate) fn trust_domain_mut(&mut self) -> &mut TrustDomain {
+        &mut self.trust_domain
+    }
+
+    /// How many values share the path; the interner drops what nobody else holds.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.path)
     }
 
     /// The trust domain.

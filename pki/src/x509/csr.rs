@@ -4,7 +4,7 @@
 //! signed with SHA-256 came out as a broken P-256 certificate. Here the key is only ever what its own
 //! SubjectPublicKeyInfo says, and it is kept byte for byte.
 
-use bonafide_identity::{SerialNumber, SpiffeId, TrustDomain};
+use bonafide_identity::{DnsName, SerialNumber, SpiffeId, TrustDomain};
 
 use super::X509Error;
 use super::name;
@@ -88,7 +88,7 @@ pub fn ca_csr(
     subject: &CaSubject,
     serial: &SerialNumber,
 ) -> Result<Vec<u8>, X509Error> {
-    write(signer, &subject.to_der(serial), Some(&trust_domain.id_string()))
+    write(signer, &subject.to_der(serial), Some(&trust_domain.id_string()), &[])
 }
 
 /// The CSR of an agent or a workload: `C=US, O=SPIRE`, and the SPIFFE ID when it is known already.
@@ -96,10 +96,18 @@ pub fn ca_csr(
 /// # Errors
 /// [`X509Error::Key`] when signing fails.
 pub fn agent_csr(signer: &dyn Signer, id: Option<&SpiffeId>) -> Result<Vec<u8>, X509Error> {
-    write(signer, name::DEFAULT, id.map(ToString::to_string).as_deref())
+    write(signer, name::DEFAULT, id.map(ToString::to_string).as_deref(), &[])
 }
 
-fn write(signer: &dyn Signer, subject: &[u8], uri: Option<&str>) -> Result<Vec<u8>, X509Error> {
+/// The CSR for an SVID that is minted without an entry: the SPIFFE ID and DNS names are those asked for.
+///
+/// # Errors
+/// [`X509Error::Key`] when signing fails.
+pub fn workload_csr(signer: &dyn Signer, id: &SpiffeId, dns_names: &[DnsName]) -> Result<Vec<u8>, X509Error> {
+    write(signer, name::DEFAULT, Some(&id.to_string()), dns_names)
+}
+
+fn write(signer: &dyn Signer, subject: &[u8], uri: Option<&str>, dns_names: &[DnsName]) -> Result<Vec<u8>, X509Error> {
     let mut info = Writer::with_capacity(512);
     info.sequence(|writer| {
         writer.integer(&[]);
@@ -110,7 +118,7 @@ fn write(signer: &dyn Signer, subject: &[u8], uri: Option<&str>) -> Result<Vec<u
             writer.sequence(|writer| {
                 writer.element(der::OID, EXTENSION_REQUEST);
                 writer.nested(der::SET, |writer| {
-                    writer.sequence(|writer| profile::subject_alternative_name(writer, uri, &[]));
+                    writer.sequence(|writer| profile::subject_alternative_name(writer, uri, dns_names));
                 });
             });
         });

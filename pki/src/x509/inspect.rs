@@ -11,6 +11,7 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
 use super::X509Error;
+use crate::der::{self, Reader};
 use crate::key::PublicKey;
 
 /// What a certificate says.
@@ -61,6 +62,23 @@ pub struct KeyUsage {
     pub certificate_sign: bool,
     /// cRLSign.
     pub crl_sign: bool,
+}
+
+/// Takes certificates apart that follow each other without a separator, as the Workload API sends them. Each piece is
+/// one DER element; what is in it is not looked at.
+///
+/// # Errors
+/// [`X509Error::Malformed`] when the bytes are not a sequence of DER elements.
+pub fn split_certificates(bytes: &[u8]) -> Result<Vec<Vec<u8>>, X509Error> {
+    let mut reader = Reader::new(bytes);
+    let mut certificates = Vec::new();
+    while !reader.is_empty() {
+        let certificate = reader
+            .expect(der::SEQUENCE, "not a certificate")
+            .map_err(|error| X509Error::Malformed(error.to_string()))?;
+        certificates.push(certificate.raw.to_vec());
+    }
+    Ok(certificates)
 }
 
 /// Reads one DER certificate.

@@ -13,6 +13,7 @@ pub mod authority;
 pub(crate) mod accept;
 mod bind;
 mod connection;
+mod hpack;
 mod limits;
 mod registry;
 mod tls;

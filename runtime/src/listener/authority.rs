@@ -20,9 +20,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::uri::Authority;
-use loona_hpack::Decoder;
-use loona_hpack::encoder::encode_integer_into;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::hpack::Decoder;
 
 /// What takes the place of an authority that is none.
 const LOCALHOST: &[u8] = b"localhost";
@@ -53,7 +53,7 @@ const PRIORITY_LENGTH: usize = 5;
 /// what it cannot follow it turns into something that `h2` refuses.
 pub struct AuthorityRewriter {
     state: State,
-    decoder: Decoder<'static>,
+    decoder: Decoder,
     block: Option<Block>,
     fields: Fields,
     rewriting: bool,
@@ -114,8 +114,7 @@ impl Default for AuthorityRewriter {
 impl AuthorityRewriter {
     /// For a new connection whose preface has been read.
     pub fn new() -> Self {
-        let mut decoder = Decoder::new();
-        decoder.set_max_allowed_table_size(MAX_TABLE);
+        let decoder = Decoder::new(MAX_TABLE);
         Self { state: NEXT_FRAME, decoder, block: None, fields: Fields::default(), rewriting: false }
     }
 
@@ -281,16 +280,16 @@ impl AuthorityRewriter {
 
 impl Fields {
     /// Whether the block could be decoded and is not too large.
-    fn decode(&mut self, decoder: &mut Decoder<'_>, hpack: &[u8]) -> bool {
+    fn decode(&mut self, decoder: &mut Decoder, hpack: &[u8]) -> bool {
         self.clear();
-        let decoded = decoder.decode_with_cb(hpack, |name, value| {
+        let decoded = decoder.decode(hpack, |name, value| {
             self.size = self.size.saturating_add(name.len() + value.len() + 32);
             if self.size > MAX_BLOCK {
                 return;
             }
-            self.unfit |= names_authority(&name) && !self.is_fit(&value);
-            self.bytes.extend_from_slice(&name);
-            self.bytes.extend_from_slice(&value);
+            self.unfit |= names_authority(name) && !self.is_fit(value);
+            self.bytes.extend_from_slice(name);
+            self.bytes.extend_from_slice(value);
             self.lengths.push((name.len(), value.len()));
         });
         decoded.is_ok() && self.size <= MAX_BLOCK
@@ -365,7 +364,18 @@ fn unwrap(flags: u8, payload: &[u8]) -> Option<(Option<[u8; PRIORITY_LENGTH]>, &
 }
 
 fn literal(out: &mut Vec<u8>, text: &[u8]) {
-    encode_integer_into(text.len(), 7, 0, out).expect("writing into memory does not fail");
+    // An integer with a prefix of seven bits (RFC 7541, section 5.1), then the text as it is.
+    match text.len().checked_sub(0x7f) {
+        None => out.push(text.len() as u8),
+        Some(mut rest) => {
+            out.push(0x7f);
+            while rest >= 0x80 {
+                out.push(rest as u8 | 0x80);
+                rest >>= 7;
+            }
+            out.push(rest as u8);
+        }
+    }
     out.extend_from_slice(text);
 }
 
@@ -466,7 +476,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for AuthorityShim<I> {
 
 #[cfg(test)]
 mod tests {
-    use loona_hpack::Encoder;
+    use loona_hpack::{Decoder, Encoder};
     use proptest::prelude::*;
 
     use super::*;

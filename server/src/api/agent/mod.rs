@@ -1,0 +1,3 @@
+//! Attested nodes: `spire.api.server.agent`.
+
+pub mod v1;

@@ -1,0 +1,3 @@
+//! Facts about this server: `spire.api.server.debug`.
+
+pub mod v1;

@@ -1,0 +1,3 @@
+//! Registration entries: `spire.api.server.entry`.
+
+pub mod v1;

@@ -1,0 +1,3 @@
+//! gRPC health checking: `grpc.health`.
+
+pub mod v1;

@@ -1,0 +1,3 @@
+//! The log level while running: `spire.api.server.logger`.
+
+pub mod v1;

@@ -1,0 +1,186 @@
+//! Node attestation: from a claim to an agent SVID (SPIRE's `AttestAgent`).
+//!
+//! The order of the steps is the contract's: attestor, agent ID, ban, CSR, signature, record. Peers see in which step
+//! they failed.
+//!
+//! Anybody may begin an attestation, so everything about one is bounded: the size of what is sent, the time for each
+//! answer, and how many run at once. Beyond that number callers wait a little and are then sent away; a server that is flooded must still
+//! serve the agents it has.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bonafide_identity::{AttestedNode, SerialNumber, SpiffeId, Timestamp};
+use bonafide_pki::csr_public_key_unverified;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::authority::{Issuing, SigningError};
+use crate::node_attestor::{Attempt, AttestError, Attested, Attestors, Conversation};
+use crate::store::{Issuance as _, IssuedSvid, Nodes as _, Store, StoreError};
+
+/// Bytes of a payload or of an answer to a challenge.
+pub const MAX_PAYLOAD: usize = 256 * 1024;
+/// Bytes of a CSR.
+pub const MAX_CSR: usize = 16 * 1024;
+/// For each message that the node has to send.
+pub const ANSWER_TIME: Duration = Duration::from_secs(30);
+
+const AT_ONCE: usize = 256;
+const WAIT: Duration = Duration::from_secs(5);
+
+/// What a node asks for.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The attestor's name.
+    pub attestor: String,
+    /// What the node presents to it.
+    pub payload: Vec<u8>,
+    /// PKCS#10; only its key is used, its signature is not checked.
+    pub csr: Vec<u8>,
+    /// Where the node calls from; `None` over the administration socket.
+    pub address: Option<IpAddr>,
+}
+
+/// An agent that has just attested.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    /// Its record.
+    pub node: Arc<AttestedNode>,
+    /// DER, leaf first, without the root.
+    pub chain: Vec<Vec<u8>>,
+    /// The SVID, as noted in the inventory.
+    pub issued: IssuedSvid,
+}
+
+/// Why a node was not admitted. The texts go to the node.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestationError {
+    /// There is no attestor of that name.
+    #[error("error getting node attestor: could not find node attestor type {0:?}")]
+    UnknownAttestor(String),
+    /// The attestor refused.
+    #[error(transparent)]
+    Attestor(#[from] AttestError),
+    /// The attestor gave an ID that no agent may have.
+    #[error("agent ID {0} is reserved for the server")]
+    ReservedId(SpiffeId),
+    /// The node is banned.
+    #[error("failed to attest: agent is banned")]
+    Banned,
+    /// The CSR cannot be read, or its key is not acceptable.
+    #[error("failed to parse CSR: {0}")]
+    Csr(String),
+    /// The SVID could not be signed.
+    #[error("failed to sign X509 SVID: {0}")]
+    Signing(#[from] SigningError),
+    /// The record could not be written.
+    #[error("failed to attest: {0}")]
+    Store(#[from] StoreError),
+    /// Too many attestations are under way.
+    #[error("too many nodes attest at once; try again in a moment")]
+    Busy,
+}
+
+/// Attests nodes.
+pub struct Attestation {
+    attestors: Attestors,
+    issuing: Arc<Issuing>,
+    store: Store,
+    places: Semaphore,
+}
+
+impl Attestation {
+    /// With these attestors.
+    pub fn new(attestors: Attestors, issuing: Arc<Issuing>, store: Store) -> Self {
+        Self { attestors, issuing, store, places: Semaphore::new(AT_ONCE) }
+    }
+
+    /// The configured attestors.
+    pub fn attestors(&self) -> &Attestors {
+        &self.attestors
+    }
+
+    /// Attests a node and records it.
+    ///
+    /// # Errors
+    /// Why it was not admitted; nothing is then recorded, but a join token is spent all the same.
+    pub async fn attest(
+        &self,
+        claim: &Claim,
+        conversation: &mut dyn Conversation,
+        now: Timestamp,
+    ) -> Result<Admitted, AttestationError> {
+        let _place = self.place().await?;
+        let attestor = self
+            .attestors
+            .named(&claim.attestor)
+            .ok_or_else(|| AttestationError::UnknownAttestor(claim.attestor.clone()))?;
+        let attempt = Attempt { payload: &claim.payload, address: claim.address, now };
+        let attested = attestor.attest(attempt, conversation).await?;
+        if attested.id.is_server() {
+            return Err(AttestationError::ReservedId(attested.id));
+        }
+        if !attested.id.path().starts_with(&format!("/spire/agent/{}/", attestor.name())) {
+            tracing::warn!(agent = %attested.id, attestor = attestor.name(), "agent ID is outside of its attestor's path");
+        }
+        if self.store.state().node(&attested.id).is_some_and(|node| node.banned()) {
+            return Err(AttestationError::Banned);
+        }
+        let key = csr_public_key_unverified(&claim.csr)
+            .map_err(|error| AttestationError::Csr(error.to_string()))?;
+        let signed = self.issuing.issue_agent_x509(&attested.id, &key, now)?;
+        let node = self.record(attested, attestor.name(), &signed.issued).await?;
+        Ok(Admitted { node, chain: signed.chain, issued: signed.issued })
+    }
+
+    async fn place(&self) -> Result<SemaphorePermit<'_>, AttestationError> {
+        match tokio::time::timeout(WAIT, self.places.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // The semaphore is never closed, so the other case does not occur.
+            Ok(Err(_)) | Err(_) => Err(AttestationError::Busy),
+        }
+    }
+
+    async fn record(
+        &self,
+        attested: Attested,
+        attestor: &'static str,
+        issued: &IssuedSvid,
+    ) -> Result<Arc<AttestedNode>, AttestationError> {
+        let serial = agent_serial(issued)?;
+        let issued = issued.clone();
+        let written = self
+            .store
+            .write(move |unit| {
+                let known = unit.node(&attested.id);
+                // Banned while it attested.
+                if known.as_ref().is_some_and(|node| node.banned()) {
+                    return Ok(None);
+                }
+                let node = AttestedNode {
+                    id: attested.id.clone(),
+                    attestation_type: attestor.to_owned(),
+                    serial: Some(serial),
+                    not_after: issued.not_after,
+                    new_serial: None,
+                    new_not_after: Timestamp::from_unix_seconds(0),
+                    selectors: attested.selectors.clone(),
+                    can_reattest: attested.can_reattest,
+                    agent_version: known.map(|node| node.agent_version.clone()).unwrap_or_default(),
+                };
+                unit.record_issued(std::slice::from_ref(&issued))?;
+                unit.node_put(node).map(Some)
+            })
+            .await?;
+        written.ok_or(AttestationError::Banned)
+    }
+}
+
+/// The serial number of an agent's SVID in the form in which its record has it.
+///
+/// # Errors
+/// Never for what the authority signed; the record would otherwise be unusable.
+pub fn agent_serial(issued: &IssuedSvid) -> Result<SerialNumber, StoreError> {
+    SerialNumber::parse(&issued.serial).map_err(StoreError::refused)
+}

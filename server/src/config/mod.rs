@@ -1,0 +1,670 @@
+//! The configuration file: TOML in, validated settings out.
+//!
+//! Unknown keys are refused, and all mistakes are reported together. The documentation in
+//! `docs/reference/configuration-server.md` is generated from [`reference::FIELDS`], and a test holds both it and the
+//! reader to the same set of keys, so that no option is undocumented and none is documented that does nothing.
+
+mod raw;
+pub mod reference;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use bonafide_identity::{SpiffeId, TrustDomain};
+use bonafide_pki::{CaSubject, KeyType};
+use bonafide_runtime::config::{
+    ConfigError, Document, HumanDuration, Problems, load_toml_document, parse_toml,
+};
+use bonafide_runtime::telemetry::LogConfig;
+
+use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
+use crate::store::DriverKind;
+use raw::{
+    Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
+    RawUpstreamDisk, RawX509Pop,
+};
+
+/// Where the local administration socket lies when neither the configuration nor a flag says otherwise.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/tmp/bonafide-server/private/api.sock";
+
+/// The settings of one server, all of them valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The trust domain this server issues for.
+    pub trust_domain: TrustDomain,
+    /// The folder under which the server keeps its files.
+    pub data_dir: PathBuf,
+    /// SPIFFE IDs with administration rights over TLS, of this or of a federated trust domain.
+    pub admin_ids: Vec<SpiffeId>,
+    /// Where calls come in.
+    pub listen: Listen,
+    /// The log.
+    pub log: LogConfig,
+    /// The audit log.
+    pub audit: Audit,
+    /// Lifetimes, keys and issuers.
+    pub authority: AuthoritySettings,
+    /// Where private keys are kept.
+    pub key_manager: KeyManagerSettings,
+    /// Who signs the CA certificate; `None` means self-signed.
+    pub upstream_authority: Option<UpstreamSettings>,
+    /// Where entries, agents, bundles and tokens are kept.
+    pub store: StoreSettings,
+    /// How nodes prove what they are.
+    pub node_attestor: NodeAttestorSettings,
+    /// How often one caller may call.
+    pub ratelimit: RateLimitSettings,
+    /// What is cleaned up.
+    pub prune: PruneSettings,
+}
+
+/// Where calls come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// TCP address for agents, downstream servers and remote administrators.
+    pub address: SocketAddr,
+    /// Path of the Unix socket for local administration.
+    pub admin_socket: PathBuf,
+    /// Address of `/live`, `/ready` and `/metrics`; `None` means none.
+    pub health_address: Option<SocketAddr>,
+    /// Connections kept open at once over TCP.
+    pub max_connections: u32,
+}
+
+/// The audit log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// The file that gets one JSON object for each call; `None` when auditing is off.
+    pub file: Option<PathBuf>,
+}
+
+/// Lifetimes, keys and issuers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthoritySettings {
+    /// Lifetime of the X.509 CA and of the JWT and WIT keys.
+    pub ca_ttl: Duration,
+    /// Lifetime of an X.509-SVID whose entry has none.
+    pub default_x509_svid_ttl: Duration,
+    /// Lifetime of a JWT-SVID whose entry has none.
+    pub default_jwt_svid_ttl: Duration,
+    /// Lifetime of a WIT-SVID whose entry has none.
+    pub default_wit_svid_ttl: Duration,
+    /// Lifetime of an agent's SVID.
+    pub agent_ttl: Duration,
+    /// Key of the X.509 CA.
+    pub ca_key_type: KeyType,
+    /// Key that signs JWT-SVIDs.
+    pub jwt_key_type: KeyType,
+    /// Key that signs WIT-SVIDs.
+    pub wit_key_type: KeyType,
+    /// Subject of the CA certificate.
+    pub ca_subject: CaSubject,
+    /// The `iss` claim of JWT-SVIDs.
+    pub jwt_issuer: Option<String>,
+    /// The `iss` claim of WIT-SVIDs.
+    pub wit_issuer: Option<String>,
+    /// No JWT keys and no JWT-SVIDs.
+    pub disable_jwt_svids: bool,
+    /// No WIT keys and no WIT-SVIDs.
+    pub disable_wit_svids: bool,
+}
+
+/// Where private keys are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyManagerSettings {
+    /// In memory: a restart makes new authorities.
+    Memory,
+    /// In a file of mode 0600.
+    Disk {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Who signs the CA certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UpstreamSettings {
+    /// A CA key on the disk.
+    Disk {
+        /// PEM: the CA certificate, then its intermediates.
+        certificate_path: PathBuf,
+        /// PEM: the CA's private key.
+        key_path: PathBuf,
+        /// PEM: the roots, when the certificate is not itself a root.
+        bundle_path: Option<PathBuf>,
+    },
+}
+
+/// Where entries, agents, bundles and tokens are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// The implementation.
+    pub driver: DriverKind,
+    /// Folder (sled) or file (redb).
+    pub path: PathBuf,
+    /// Memory that the driver may use as cache, in bytes.
+    pub cache_bytes: u64,
+}
+
+/// How nodes prove what they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAttestorSettings {
+    /// Join tokens are accepted.
+    pub join_token: bool,
+    /// X.509 proof of possession; `None` when it is not configured.
+    pub x509pop: Option<X509PopSettings>,
+}
+
+/// X.509 proof of possession.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct X509PopSettings {
+    /// Whose certificates are accepted.
+    pub mode: Mode,
+    /// PEM files with the roots; empty in the spiffe mode, which uses this trust domain's bundle.
+    pub ca_bundle_paths: Vec<PathBuf>,
+    /// How the agent's SPIFFE ID is made.
+    pub agent_path_template: AgentPathTemplate,
+    /// In the spiffe mode, the path under which the presented SVIDs must lie.
+    pub spiffe_prefix: String,
+    /// Intermediate certificates accepted in one payload.
+    pub max_intermediates: usize,
+    /// Largest RSA modulus accepted, in bits.
+    pub max_rsa_key_size: usize,
+    /// The caller's address must be among the certificate's IP addresses.
+    pub verify_client_ip: bool,
+}
+
+/// How often one caller may call, per second and per rpc. Zero switches a limit off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimitSettings {
+    /// Attestations from one address.
+    pub attestation: u32,
+    /// Signatures for one agent or address.
+    pub signing: u32,
+}
+
+/// What is cleaned up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PruneSettings {
+    /// Agents whose SVID has been expired for this long are removed; `None` keeps them.
+    pub attested_nodes_expired_for: Option<Duration>,
+    /// Also agents that cannot attest again by themselves.
+    pub tofu_nodes: bool,
+}
+
+impl Config {
+    /// Reads and validates a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or all mistakes in it.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let (raw, document) = load_toml_document(path)?;
+        Self::checked(raw, &document)
+    }
+
+    /// Validates a document; `path` is only for the messages.
+    ///
+    /// # Errors
+    /// All mistakes in it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let (raw, document) = parse_toml(path, text)?;
+        Self::checked(raw, &document)
+    }
+
+    fn checked(raw: Raw, document: &Document) -> Result<Self, ConfigError> {
+        let mut problems = Problems::new(document);
+        let config = check(raw, &mut problems);
+        problems.finish(config)
+    }
+
+    /// What an operator should know about settings that are valid but will not do what they promise.
+    pub fn warnings(&self) -> Vec<String> {
+        let authority = &self.authority;
+        // An SVID signed just before the next CA takes over still has this much of its issuer's life ahead.
+        let guaranteed = (authority.ca_ttl / 6).min(Duration::from_secs(7 * 86_400));
+        let mut ttls = vec![
+            ("authority.default_x509_svid_ttl", authority.default_x509_svid_ttl),
+            ("authority.agent_ttl", authority.agent_ttl),
+        ];
+        if !authority.disable_jwt_svids {
+            ttls.push(("authority.default_jwt_svid_ttl", authority.default_jwt_svid_ttl));
+        }
+        if !authority.disable_wit_svids {
+            ttls.push(("authority.default_wit_svid_ttl", authority.default_wit_svid_ttl));
+        }
+        let mut warnings: Vec<String> = ttls
+            .into_iter()
+            .filter(|(_, ttl)| *ttl > guaranteed)
+            .map(|(key, ttl)| {
+                format!(
+                    "{key} is {ttl:?}, but an authority with authority.ca_ttl = {:?} guarantees only {guaranteed:?}: \
+                     some SVIDs will be shorter",
+                    authority.ca_ttl
+                )
+            })
+            .collect();
+        if self.store.driver == DriverKind::Memory {
+            warnings.push("store.driver is memory: entries, agents and bundles are lost at a restart".to_owned());
+        }
+        warnings
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
+    let trust_domain = match raw.trust_domain {
+        Some(text) => problems.take("trust_domain", TrustDomain::parse(&text)),
+        None => {
+            problems.push("trust_domain", "is required: the name of the trust domain, such as \"example.org\"");
+            None
+        }
+    };
+    if raw.data_dir.is_none() {
+        problems.push("data_dir", "is required: the folder where the server keeps its files");
+    }
+    let parse_id = |(at, text): (usize, &String)| {
+        let parsed = SpiffeId::parse(text).map_err(|error| format!("{text:?}: {error}"));
+        problems.take(format!("admin_ids[{at}]"), parsed)
+    };
+    let admin_ids = raw.admin_ids.iter().enumerate().filter_map(parse_id).collect();
+    // Paths below are relative to it; the mistake has been noted, and the rest is still worth checking.
+    let data = raw.data_dir.clone().unwrap_or_default();
+
+    let listen = listen(raw.listen, problems);
+    let audit = audit(raw.audit, &data, problems);
+    let authority = authority(raw.authority, problems);
+    let key_manager = key_manager(raw.key_manager, &data, problems);
+    let upstream_authority = raw.upstream_authority.disk.map(|disk| upstream(disk, problems));
+    let store = store(raw.store, &data, problems);
+    let node_attestor = node_attestor(raw.node_attestor, problems);
+    let ratelimit = RateLimitSettings {
+        attestation: raw.ratelimit.attestation.unwrap_or(1),
+        signing: raw.ratelimit.signing.unwrap_or(500),
+    };
+    let prune = prune(raw.prune, problems);
+
+    Some(Config {
+        trust_domain: trust_domain?,
+        data_dir: raw.data_dir?,
+        admin_ids,
+        listen: listen?,
+        log: raw.log.into(),
+        audit,
+        authority: authority?,
+        key_manager: key_manager?,
+        upstream_authority: match upstream_authority {
+            Some(settings) => Some(settings?),
+            None => None,
+        },
+        store: store?,
+        node_attestor: node_attestor?,
+        ratelimit,
+        prune: prune?,
+    })
+}
+
+/// The value behind an optional key, or its default; `None` is a mistake, already noted.
+fn parsed<T: FromStr>(problems: &mut Problems<'_>, key: &str, text: Option<String>, default: T) -> Option<T>
+where
+    T::Err: fmt::Display,
+{
+    match text {
+        None => Some(default),
+        Some(text) => {
+            problems.take(key, text.parse().map_err(|error| format!("{text:?}: {error}")))
+        }
+    }
+}
+
+fn duration(
+    problems: &mut Problems<'_>,
+    key: &str,
+    duration: Option<HumanDuration>,
+    default: Duration,
+) -> Option<Duration> {
+    match duration {
+        None => Some(default),
+        Some(HumanDuration(duration)) => {
+            problems.check(duration >= Duration::from_secs(1), key, "must be at least 1s");
+            Some(duration)
+        }
+    }
+}
+
+fn listen(raw: RawListen, problems: &mut Problems<'_>) -> Option<Listen> {
+    let default = SocketAddr::from(([0, 0, 0, 0], 8081));
+    let address = parsed(problems, "listen.address", raw.address, default);
+    let health_address = match raw.health_address {
+        Some(text) => parsed(problems, "listen.health_address", Some(text), default).map(Some),
+        None => Some(None),
+    };
+    let max_connections = raw.max_connections.unwrap_or(20_000);
+    problems.check(max_connections > 0, "listen.max_connections", "must be at least 1");
+    Some(Listen {
+        address: address?,
+        admin_socket: raw.admin_socket.unwrap_or_else(|| PathBuf::from(DEFAULT_ADMIN_SOCKET)),
+        health_address: health_address?,
+        max_connections,
+    })
+}
+
+fn audit(raw: RawAudit, data_dir: &Path, problems: &mut Problems<'_>) -> Audit {
+    let enabled = raw.enabled.unwrap_or(true);
+    problems.check(
+        enabled || raw.file.is_none(),
+        "audit.file",
+        "has no effect while audit.enabled is false; remove one of them",
+    );
+    Audit { file: enabled.then(|| raw.file.unwrap_or_else(|| data_dir.join("audit.log"))) }
+}
+
+fn authority(raw: RawAuthority, problems: &mut Problems<'_>) -> Option<AuthoritySettings> {
+    let ca_ttl = duration(problems, "authority.ca_ttl", raw.ca_ttl, 24 * HOUR);
+    let x509 = duration(problems, "authority.default_x509_svid_ttl", raw.default_x509_svid_ttl, HOUR);
+    let agent_default = x509.unwrap_or(HOUR);
+    let jwt =
+        duration(problems, "authority.default_jwt_svid_ttl", raw.default_jwt_svid_ttl, Duration::from_secs(300));
+    let wit = duration(problems, "authority.default_wit_svid_ttl", raw.default_wit_svid_ttl, HOUR);
+    let agent = duration(problems, "authority.agent_ttl", raw.agent_ttl, agent_default);
+    let ca_key_type = parsed(problems, "authority.ca_key_type", raw.ca_key_type, KeyType::EcP256);
+    let others = ca_key_type.unwrap_or(KeyType::EcP256);
+    let jwt_key_type = parsed(problems, "authority.jwt_key_type", raw.jwt_key_type, others);
+    let wit_key_type = parsed(problems, "authority.wit_key_type", raw.wit_key_type, others);
+    let disable_jwt_svids = raw.disable_jwt_svids.unwrap_or(false);
+    let disable_wit_svids = raw.disable_wit_svids.unwrap_or(false);
+    problems.check(
+        !(disable_jwt_svids && raw.jwt_issuer.is_some()),
+        "authority.jwt_issuer",
+        "has no effect while authority.disable_jwt_svids is true",
+    );
+    problems.check(
+        !(disable_wit_svids && raw.wit_issuer.is_some()),
+        "authority.wit_issuer",
+        "has no effect while authority.disable_wit_svids is true",
+    );
+    Some(AuthoritySettings {
+        ca_ttl: ca_ttl?,
+        default_x509_svid_ttl: x509?,
+        default_jwt_svid_ttl: jwt?,
+        default_wit_svid_ttl: wit?,
+        agent_ttl: agent?,
+        ca_key_type: ca_key_type?,
+        jwt_key_type: jwt_key_type?,
+        wit_key_type: wit_key_type?,
+        ca_subject: raw.ca_subject.into(),
+        jwt_issuer: raw.jwt_issuer,
+        wit_issuer: raw.wit_issuer,
+        disable_jwt_svids,
+        disable_wit_svids,
+    })
+}
+
+fn key_manager(
+    raw: RawKeyManager,
+    data_dir: &Path,
+    problems: &mut Problems<'_>,
+) -> Option<KeyManagerSettings> {
+    match (raw.memory, raw.disk) {
+        (Some(_), Some(_)) => {
+            problems.push("key_manager.memory", "remove this or key_manager.disk: there can be one key manager");
+            None
+        }
+        (Some(RawMemory {}), None) => Some(KeyManagerSettings::Memory),
+        (None, disk) => {
+            let path = disk.and_then(|disk| disk.path).unwrap_or_else(|| data_dir.join("keys.json"));
+            Some(KeyManagerSettings::Disk { path })
+        }
+    }
+}
+
+fn upstream(raw: RawUpstreamDisk, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+    let certificate_path = problems.required("upstream_authority.disk.certificate_path", raw.certificate_path);
+    let key_path = problems.required("upstream_authority.disk.key_path", raw.key_path);
+    Some(UpstreamSettings::Disk {
+        certificate_path: certificate_path?,
+        key_path: key_path?,
+        bundle_path: raw.bundle_path,
+    })
+}
+
+fn store(raw: RawStore, data_dir: &Path, problems: &mut Problems<'_>) -> Option<StoreSettings> {
+    let driver = parsed(problems, "store.driver", raw.driver, DriverKind::Sled)?;
+    problems.check(
+        driver != DriverKind::Memory || raw.path.is_none(),
+        "store.path",
+        "has no effect with store.driver = \"memory\"",
+    );
+    let cache_mib = raw.cache_mib.unwrap_or(32);
+    problems.check((1..=1 << 20).contains(&cache_mib), "store.cache_mib", "must be from 1 to 1048576");
+    let default = match driver {
+        DriverKind::Redb => "store.redb",
+        DriverKind::Sled | DriverKind::Memory => "store",
+    };
+    Some(StoreSettings {
+        driver,
+        path: raw.path.unwrap_or_else(|| data_dir.join(default)),
+        cache_bytes: u64::from(cache_mib) * 1024 * 1024,
+    })
+}
+
+fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorSettings> {
+    let x509pop = match raw.x509pop {
+        None => None,
+        Some(raw) => Some(x509pop(raw, problems)?),
+    };
+    Some(NodeAttestorSettings { join_token: raw.join_token.enabled.unwrap_or(true), x509pop })
+}
+
+fn x509pop(raw: RawX509Pop, problems: &mut Problems<'_>) -> Option<X509PopSettings> {
+    const KEY: &str = "node_attestor.x509pop";
+    let mode = raw.mode.unwrap_or(Mode::ExternalPki);
+    let mut ca_bundle_paths = raw.ca_bundle_paths;
+    ca_bundle_paths.extend(raw.ca_bundle_path);
+    let bundle_key = format!("{KEY}.ca_bundle_path");
+    match mode {
+        Mode::ExternalPki => {
+            problems.check(
+                !ca_bundle_paths.is_empty(),
+                bundle_key,
+                "is required in the external_pki mode: a PEM file with the roots",
+            );
+            let prefix = format!("{KEY}.spiffe_prefix");
+            problems.check(raw.spiffe_prefix.is_none(), prefix, "has no effect in the external_pki mode");
+        }
+        Mode::Spiffe => problems.check(
+            ca_bundle_paths.is_empty(),
+            bundle_key,
+            "has no effect in the spiffe mode, which trusts this trust domain's bundle",
+        ),
+    }
+    let spiffe_prefix = raw.spiffe_prefix.unwrap_or_else(|| "/spire-exchange/".to_owned());
+    problems.check(
+        spiffe_prefix.starts_with('/') && spiffe_prefix.ends_with('/'),
+        format!("{KEY}.spiffe_prefix"),
+        "must start and end with a slash",
+    );
+    let template = match raw.agent_path_template {
+        None => Some(AgentPathTemplate::default_for(mode)),
+        Some(text) => {
+            problems.take(format!("{KEY}.agent_path_template"), AgentPathTemplate::parse(&text, mode))
+        }
+    };
+    let max_intermediates = raw.max_intermediates.unwrap_or(4);
+    problems.check(max_intermediates <= 32, format!("{KEY}.max_intermediates"), "must be at most 32");
+    let max_rsa_key_size = raw.max_rsa_key_size.unwrap_or(8192);
+    problems.check(
+        (2048..=8192).contains(&max_rsa_key_size),
+        format!("{KEY}.max_rsa_key_size"),
+        "must be from 2048 to 8192",
+    );
+    Some(X509PopSettings {
+        mode,
+        ca_bundle_paths,
+        agent_path_template: template?,
+        spiffe_prefix,
+        max_intermediates,
+        max_rsa_key_size,
+        verify_client_ip: raw.verify_client_ip.unwrap_or(false),
+    })
+}
+
+fn prune(raw: RawPrune, problems: &mut Problems<'_>) -> Option<PruneSettings> {
+    let tofu_nodes = raw.tofu_nodes.unwrap_or(false);
+    problems.check(
+        !tofu_nodes || raw.attested_nodes_expired_for.is_some(),
+        "prune.tofu_nodes",
+        "has no effect without prune.attested_nodes_expired_for",
+    );
+    let attested_nodes_expired_for = match raw.attested_nodes_expired_for {
+        None => None,
+        some => Some(duration(problems, "prune.attested_nodes_expired_for", some, HOUR)?),
+    };
+    Some(PruneSettings { attested_nodes_expired_for, tofu_nodes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("server.toml"))
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        match parse(text) {
+            Err(ConfigError::Invalid { problems, .. }) => {
+                problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
+            }
+            other => panic!("expected mistakes, got {other:?}"),
+        }
+    }
+
+    const MINIMAL: &str = "trust_domain = \"example.org\"\ndata_dir = \"/var/lib/bonafide\"\n";
+
+    #[test]
+    fn two_lines_are_enough() {
+        let config = parse(MINIMAL).unwrap();
+        assert_eq!(config.listen.address, SocketAddr::from(([0, 0, 0, 0], 8081)));
+        assert_eq!(config.listen.health_address, None);
+        assert_eq!(config.audit.file, Some(PathBuf::from("/var/lib/bonafide/audit.log")));
+        assert_eq!(config.store.driver, DriverKind::Sled);
+        assert_eq!(config.store.path, PathBuf::from("/var/lib/bonafide/store"));
+        assert_eq!(config.key_manager, KeyManagerSettings::Disk { path: "/var/lib/bonafide/keys.json".into() });
+        assert_eq!(config.authority.agent_ttl, HOUR);
+        assert!(config.node_attestor.join_token);
+        assert_eq!(config.warnings(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_at_once() {
+        let found = problems(
+            r#"
+            trust_domain = "Example.org"
+            data_dri = "/x"
+            admin_ids = ["spiffe://example.org/admin", "admin"]
+            [listen]
+            address = "8081"
+            colour = 1
+            [authority]
+            ca_ttl = "one day"
+            ca_key_type = "ec-p521"
+            [store]
+            driver = "postgres"
+            [key_manager.disk]
+            [key_manager.memory]
+            [node_attestor.x509pop]
+            max_intermediates = -1
+            [prune]
+            tofu_nodes = "yes"
+            "#,
+        );
+        let keys: Vec<&str> = found.iter().map(|p| p.split(':').next().unwrap()).collect();
+        for key in [
+            "trust_domain",
+            "data_dir",
+            "data_dri",
+            "admin_ids[1]",
+            "listen.address",
+            "listen.colour",
+            "authority.ca_ttl",
+            "authority.ca_key_type",
+            "store.driver",
+            "key_manager.memory",
+            "node_attestor.x509pop.ca_bundle_path",
+            "node_attestor.x509pop.max_intermediates",
+            "prune.tofu_nodes",
+        ] {
+            assert!(keys.contains(&key), "{key} is missing in {found:#?}");
+        }
+        assert_eq!(found.len(), 13, "{found:#?}");
+    }
+
+    #[test]
+    fn options_without_effect_are_mistakes() {
+        for (text, key) in [
+            ("[audit]\nenabled = false\nfile = \"/x\"", "audit.file"),
+            ("[store]\ndriver = \"memory\"\npath = \"/x\"", "store.path"),
+            ("[prune]\ntofu_nodes = true", "prune.tofu_nodes"),
+            (
+                "[node_attestor.x509pop]\nca_bundle_path = \"/x\"\nspiffe_prefix = \"/y/\"",
+                "node_attestor.x509pop.spiffe_prefix",
+            ),
+            (
+                "[node_attestor.x509pop]\nmode = \"spiffe\"\nca_bundle_path = \"/x\"",
+                "node_attestor.x509pop.ca_bundle_path",
+            ),
+        ] {
+            let found = problems(&format!("{MINIMAL}{text}\n"));
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with(key), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn lifetimes_that_cannot_be_kept_are_warned_about() {
+        let config = parse(&format!("{MINIMAL}[authority]\nca_ttl = \"1h\"\n")).unwrap();
+        let warnings = config.warnings();
+        assert!(warnings.iter().any(|w| w.starts_with("authority.default_x509_svid_ttl")), "{warnings:?}");
+        assert!(warnings.iter().any(|w| w.starts_with("authority.agent_ttl")), "{warnings:?}");
+        assert!(!warnings.iter().any(|w| w.starts_with("authority.default_jwt_svid_ttl")), "{warnings:?}");
+    }
+
+    #[test]
+    fn syntax_errors_name_the_file_and_the_place() {
+        let error = parse("trust_domain = ").unwrap_err().to_string();
+        assert!(error.contains("server.toml") && error.contains("line 1"), "{error}");
+    }
+
+    /// Everything that can be written is documented, and the reverse.
+    #[test]
+    fn the_reference_lists_exactly_the_keys_that_are_read() {
+        let raw: Raw = parse_toml(
+            Path::new("x"),
+            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[node_attestor.x509pop]\n",
+        )
+        .unwrap()
+        .0;
+        let mut read = Vec::new();
+        leaves(String::new(), &serde_json::to_value(raw).unwrap(), &mut read);
+        read.sort();
+        let mut documented: Vec<String> = reference::FIELDS.iter().map(|field| field.key.to_owned()).collect();
+        documented.sort();
+        assert_eq!(read, documented);
+    }
+
+    fn leaves(path: String, value: &serde_json::Value, found: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(members) if !members.is_empty() => {
+                for (key, value) in members {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    leaves(path, value, found);
+                }
+            }
+            _ => found.push(path),
+        }
+    }
+}

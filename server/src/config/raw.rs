@@ -1,0 +1,141 @@
+//! The document as it is written: every key optional, nothing checked beyond its type.
+
+use std::path::PathBuf;
+
+use bonafide_pki::CaSubject;
+use bonafide_runtime::config::HumanDuration;
+use bonafide_runtime::telemetry::{LogConfig, LogFormat, LogLevel};
+use serde::Deserialize;
+
+use crate::node_attestor::x509pop::Mode;
+
+macro_rules! raw {
+    ($($name:ident { $($field:ident: $type:ty,)* })*) => {$(
+        #[derive(Debug, Default, Deserialize)]
+        #[cfg_attr(test, derive(serde::Serialize))]
+        #[serde(deny_unknown_fields, default)]
+        pub(super) struct $name {
+            $(pub(super) $field: $type,)*
+        }
+    )*};
+}
+
+raw! {
+    Raw {
+        trust_domain: Option<String>,
+        data_dir: Option<PathBuf>,
+        admin_ids: Vec<String>,
+        listen: RawListen,
+        log: RawLog,
+        audit: RawAudit,
+        authority: RawAuthority,
+        key_manager: RawKeyManager,
+        upstream_authority: RawUpstream,
+        store: RawStore,
+        node_attestor: RawNodeAttestor,
+        ratelimit: RawRateLimit,
+        prune: RawPrune,
+    }
+    RawListen {
+        address: Option<String>,
+        admin_socket: Option<PathBuf>,
+        health_address: Option<String>,
+        max_connections: Option<u32>,
+    }
+    RawLog {
+        level: LogLevel,
+        format: LogFormat,
+        file: Option<PathBuf>,
+    }
+    RawAudit {
+        enabled: Option<bool>,
+        file: Option<PathBuf>,
+    }
+    RawAuthority {
+        ca_ttl: Option<HumanDuration>,
+        default_x509_svid_ttl: Option<HumanDuration>,
+        default_jwt_svid_ttl: Option<HumanDuration>,
+        default_wit_svid_ttl: Option<HumanDuration>,
+        agent_ttl: Option<HumanDuration>,
+        ca_key_type: Option<String>,
+        jwt_key_type: Option<String>,
+        wit_key_type: Option<String>,
+        ca_subject: RawCaSubject,
+        jwt_issuer: Option<String>,
+        wit_issuer: Option<String>,
+        disable_jwt_svids: Option<bool>,
+        disable_wit_svids: Option<bool>,
+    }
+    RawCaSubject {
+        country: Option<Vec<String>>,
+        organization: Option<Vec<String>>,
+        common_name: Option<String>,
+    }
+    RawKeyManager {
+        disk: Option<RawKeyManagerDisk>,
+        memory: Option<RawMemory>,
+    }
+    RawKeyManagerDisk {
+        path: Option<PathBuf>,
+    }
+    RawMemory {}
+    RawUpstream {
+        disk: Option<RawUpstreamDisk>,
+    }
+    RawUpstreamDisk {
+        certificate_path: Option<PathBuf>,
+        key_path: Option<PathBuf>,
+        bundle_path: Option<PathBuf>,
+    }
+    RawStore {
+        driver: Option<String>,
+        path: Option<PathBuf>,
+        cache_mib: Option<u32>,
+    }
+    RawNodeAttestor {
+        join_token: RawJoinToken,
+        x509pop: Option<RawX509Pop>,
+    }
+    RawJoinToken {
+        enabled: Option<bool>,
+    }
+    RawX509Pop {
+        mode: Option<Mode>,
+        ca_bundle_path: Option<PathBuf>,
+        ca_bundle_paths: Vec<PathBuf>,
+        agent_path_template: Option<String>,
+        spiffe_prefix: Option<String>,
+        max_intermediates: Option<usize>,
+        max_rsa_key_size: Option<usize>,
+        verify_client_ip: Option<bool>,
+    }
+    RawRateLimit {
+        attestation: Option<u32>,
+        signing: Option<u32>,
+    }
+    RawPrune {
+        attested_nodes_expired_for: Option<HumanDuration>,
+        tofu_nodes: Option<bool>,
+    }
+}
+
+impl From<RawLog> for LogConfig {
+    fn from(raw: RawLog) -> Self {
+        Self { level: raw.level, format: raw.format, file: raw.file }
+    }
+}
+
+impl From<RawCaSubject> for CaSubject {
+    fn from(raw: RawCaSubject) -> Self {
+        if raw.country.is_none() && raw.organization.is_none() && raw.common_name.is_none() {
+            return Self::default();
+        }
+        Self {
+            country: raw.country.unwrap_or_default(),
+            organization: raw.organization.unwrap_or_default(),
+            common_name: raw.common_name,
+            organizational_unit: Vec::new(),
+            serial_number: None,
+        }
+    }
+}

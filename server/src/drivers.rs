@@ -1,0 +1,98 @@
+//! From the configuration to the implementation behind each seam: one `match` for each.
+
+use std::sync::Arc;
+
+use bonafide_identity::{Timestamp, TrustDomain};
+use bonafide_pki::key_manager::{self, KeyManager};
+use bonafide_pki::{KeyError, Random};
+
+use crate::config::{Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings};
+use crate::node_attestor::Attestors;
+use crate::node_attestor::join_token::JoinToken;
+use crate::node_attestor::x509pop::{X509Pop, X509PopError};
+use crate::store::{Store, StoreConfig};
+use crate::upstream_authority::disk::{Disk, DiskConfig};
+use crate::upstream_authority::{UpstreamAuthority, UpstreamError};
+
+/// Where private keys are kept.
+///
+/// # Errors
+/// The key file cannot be read.
+pub fn key_manager(settings: &KeyManagerSettings) -> Result<Arc<dyn KeyManager>, KeyError> {
+    Ok(match settings {
+        KeyManagerSettings::Memory => Arc::new(key_manager::Memory::new()),
+        KeyManagerSettings::Disk { path } => Arc::new(key_manager::Disk::open(path)?),
+    })
+}
+
+/// Who signs the CA certificate.
+///
+/// # Errors
+/// Its files cannot be used.
+pub fn upstream_authority(
+    settings: Option<&UpstreamSettings>,
+    trust_domain: &TrustDomain,
+    random: &Arc<dyn Random>,
+    now: Timestamp,
+) -> Result<Option<Arc<dyn UpstreamAuthority>>, UpstreamError> {
+    Ok(match settings {
+        None => None,
+        Some(UpstreamSettings::Disk { certificate_path, key_path, bundle_path }) => {
+            let config = DiskConfig {
+                trust_domain: trust_domain.clone(),
+                cert_file_path: certificate_path.clone(),
+                key_file_path: key_path.clone(),
+                bundle_file_path: bundle_path.clone(),
+            };
+            Some(Arc::new(Disk::open(config, random.clone(), now)?))
+        }
+    })
+}
+
+/// Which store, and where.
+pub fn store_config(settings: &StoreSettings, trust_domain: &TrustDomain) -> StoreConfig {
+    StoreConfig {
+        driver: settings.driver,
+        path: settings.path.clone(),
+        cache_bytes: settings.cache_bytes,
+        trust_domain: trust_domain.clone(),
+    }
+}
+
+/// The node attestors that are configured.
+///
+/// # Errors
+/// The files of one cannot be used.
+pub fn node_attestors(
+    settings: &NodeAttestorSettings,
+    trust_domain: &TrustDomain,
+    store: &Store,
+    random: &Arc<dyn Random>,
+) -> Result<Attestors, X509PopError> {
+    let mut attestors = Attestors::default();
+    if settings.join_token {
+        attestors = attestors.with(Arc::new(JoinToken::new(trust_domain.clone(), store.clone())));
+    }
+    if let Some(settings) = &settings.x509pop {
+        let state = store.state().clone();
+        let attestor = X509Pop::new(trust_domain.clone(), settings.clone(), state, random.clone())?;
+        attestors = attestors.with(Arc::new(attestor));
+    }
+    Ok(attestors)
+}
+
+/// Whether everything that the configuration names can be used, without starting anything: for `validate`.
+pub fn check(config: &Config, random: &Arc<dyn Random>, now: Timestamp) -> Vec<String> {
+    let mut problems = Vec::new();
+    if let Err(error) =
+        upstream_authority(config.upstream_authority.as_ref(), &config.trust_domain, random, now)
+    {
+        problems.push(format!("upstream_authority: {error}"));
+    }
+    if let Some(x509pop) = &config.node_attestor.x509pop
+        && let Err(error) = X509Pop::check(x509pop)
+    {
+        problems.push(format!("node_attestor.x509pop: {error}"));
+    }
+    problems
+}

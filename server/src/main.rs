@@ -1,0 +1,147 @@
+//! The `bonafide-server` command.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bonafide_pki::{Random, SystemRandom};
+use bonafide_runtime::BoxError;
+use bonafide_runtime::clock::{Clock as _, SystemClock};
+use bonafide_runtime::listener::raise_descriptor_limit;
+use bonafide_runtime::shutdown::on_signals;
+use bonafide_runtime::tasks::chain;
+use bonafide_runtime::telemetry::init_logging;
+use bonafide_server::config::Config;
+use bonafide_server::drivers;
+use bonafide_server::server::{Environment, Server};
+use bonafide_server::store::{self, Existing, Store};
+use clap::{Parser, Subcommand};
+
+/// Holds a trust domain: attests nodes and signs SVIDs.
+#[derive(Parser)]
+#[command(name = "bonafide-server", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or SIGINT. SIGUSR2 opens log and audit log anew.
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Check a configuration and everything it names, and say all that is wrong with it.
+    Validate {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Write everything in the store to one file. The server must not be running.
+    Backup {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
+    /// Make the store anew from a backup. The server must not be running; a store that is there is kept beside the
+    /// new one.
+    Restore {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// The backup to read.
+        #[arg(long, value_name = "FILE")]
+        from: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(short, long = "config", value_name = "FILE", env = "BONAFIDE_SERVER_CONFIG")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Run { config } => run(&config.config),
+        Command::Validate { config } => validate(&config.config),
+        Command::Backup { config, to } => backup(&config.config, &to),
+        Command::Restore { config, from } => restore(&config.config, &from),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bonafide-server: {}", chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(path: &Path) -> Result<(), BoxError> {
+    let config = Config::load(path)?;
+    let log = init_logging(config.log.clone())?;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    match raise_descriptor_limit() {
+        Ok(limit) => tracing::debug!(before = limit.before, now = limit.now, "limit on file descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit on file descriptors stays as it is"),
+    }
+    runtime()?.block_on(async {
+        let server = Server::start(config, Environment::system(log)).await?;
+        let shutdown = server.shutdown();
+        tokio::spawn(async move {
+            if let Err(error) = on_signals(shutdown).await {
+                tracing::error!(%error, "cannot listen for signals: stop this server with SIGKILL");
+            }
+        });
+        server.wait().await?;
+        Ok(())
+    })
+}
+
+fn validate(path: &Path) -> Result<(), BoxError> {
+    let config = Config::load(path)?;
+    let random: Arc<dyn Random> = Arc::new(SystemRandom);
+    let problems = drivers::check(&config, &random, SystemClock.now());
+    for warning in config.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    if problems.is_empty() {
+        println!("{} is valid", path.display());
+        return Ok(());
+    }
+    Err(format!("{} cannot be used:\n  {}", path.display(), problems.join("\n  ")).into())
+}
+
+fn backup(path: &Path, to: &Path) -> Result<(), BoxError> {
+    let config = Config::load(path)?;
+    let (store, _) =
+        Store::open(drivers::store_config(&config.store, &config.trust_domain), SystemClock::shared())?;
+    let info = runtime()?.block_on(async {
+        let info = store.backup(to).await;
+        store.close().await;
+        info
+    })?;
+    println!("{} records ({} bytes) written to {}", info.records, info.bytes, to.display());
+    Ok(())
+}
+
+fn restore(path: &Path, from: &Path) -> Result<(), BoxError> {
+    let config = Config::load(path)?;
+    let info = store::restore(
+        from,
+        &drivers::store_config(&config.store, &config.trust_domain),
+        Existing::MoveAside,
+        SystemClock.now(),
+    )?;
+    println!("{} records restored from {}", info.records, from.display());
+    Ok(())
+}
+
+/// A thread for each core; signing has its own.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("server").build()
+}

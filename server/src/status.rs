@@ -1,0 +1,149 @@
+//! What the server shows of itself: metrics and readiness.
+//!
+//! Each metric has a row in [`METRICS`]; the page `docs/reference/metrics-server.md` is made from these rows and a test
+//! compares them. Counters are written where things happen; gauges of the state are read when somebody looks
+//! ([`observe`]), so they cost nothing otherwise and cannot drift.
+
+use bonafide_identity::{AuthorityKind, Timestamp};
+use bonafide_runtime::listener::{ConnectionRegistry, LISTENER_METRICS};
+use bonafide_runtime::telemetry::{MetricDoc, MetricKind, RUNTIME_METRICS, Stability};
+
+use crate::authority::Authorities;
+use crate::store::State;
+
+/// The names, for those who count.
+pub mod names {
+    /// Finished calls.
+    pub const RPCS: &str = "bonafide_server_rpcs_total";
+    /// How long calls took.
+    pub const RPC_SECONDS: &str = "bonafide_server_rpc_seconds";
+    /// SVIDs signed.
+    pub const SIGNATURES: &str = "bonafide_server_signatures_total";
+    /// Lines written to the audit log.
+    pub const AUDIT_LINES: &str = "bonafide_server_audit_lines_total";
+    /// Lines of the audit log that were lost.
+    pub const AUDIT_LOST: &str = "bonafide_server_audit_lines_lost_total";
+    /// Attestations by type and result.
+    pub const ATTESTATIONS: &str = "bonafide_server_attestations_total";
+    /// Registration entries.
+    pub const ENTRIES: &str = "bonafide_server_entries";
+    /// Attested agents.
+    pub const AGENTS: &str = "bonafide_server_agents";
+    /// Trust bundles.
+    pub const BUNDLES: &str = "bonafide_server_bundles";
+    /// Position in the change log.
+    pub const EPOCH: &str = "bonafide_server_store_epoch";
+    /// End of an authority.
+    pub const AUTHORITY_NOT_AFTER: &str = "bonafide_server_authority_not_after_seconds";
+    /// Connections that the server closed because the peer lost its standing.
+    pub const CONNECTIONS_CLOSED: &str = "bonafide_server_connections_closed_total";
+    /// Open connections.
+    pub const CONNECTIONS: &str = "bonafide_server_connections";
+}
+
+const fn doc(
+    name: &'static str,
+    kind: MetricKind,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> MetricDoc {
+    MetricDoc { name, kind, unit, labels, help, stability: Stability::Stable }
+}
+
+/// All metrics of the server's own.
+pub const METRICS: &[MetricDoc] = &[
+    doc(
+        names::RPCS,
+        MetricKind::Counter,
+        "",
+        &["method", "code"],
+        "Finished calls, also those that were refused.",
+    ),
+    doc(
+        names::RPC_SECONDS,
+        MetricKind::Histogram,
+        "seconds",
+        &["method"],
+        "How long calls took, streams included.",
+    ),
+    doc(
+        names::SIGNATURES,
+        MetricKind::Counter,
+        "",
+        &["kind"],
+        "What was signed: `x509`, `jwt`, `wit`, `agent` or `ca`.",
+    ),
+    doc(names::AUDIT_LINES, MetricKind::Counter, "", &[], "Lines written to the audit log."),
+    doc(
+        names::AUDIT_LOST,
+        MetricKind::Counter,
+        "",
+        &[],
+        "Lines that the audit log could not take. Alert on any.",
+    ),
+    doc(
+        names::ATTESTATIONS,
+        MetricKind::Counter,
+        "",
+        &["type", "code"],
+        "Node attestations by attestor and result.",
+    ),
+    doc(names::ENTRIES, MetricKind::Gauge, "", &[], "Registration entries."),
+    doc(names::AGENTS, MetricKind::Gauge, "", &[], "Attested agents, banned ones included."),
+    doc(names::BUNDLES, MetricKind::Gauge, "", &[], "Trust bundles, this trust domain's own included."),
+    doc(names::EPOCH, MetricKind::Gauge, "", &[], "Position in the change log: grows with each change."),
+    doc(
+        names::AUTHORITY_NOT_AFTER,
+        MetricKind::Gauge,
+        "seconds",
+        &["kind"],
+        "When the active authority ends, as Unix time. Alert well before.",
+    ),
+    doc(
+        names::CONNECTIONS_CLOSED,
+        MetricKind::Counter,
+        "",
+        &["reason"],
+        "Connections the server closed: `agent` (banned or evicted) or `trust` (its chain no longer verifies).",
+    ),
+    doc(
+        names::CONNECTIONS,
+        MetricKind::Gauge,
+        "",
+        &[],
+        "Open connections, those on the administration socket included.",
+    ),
+];
+
+/// Reads the state into the gauges.
+pub fn observe(state: &State, authorities: &Authorities, connections: &ConnectionRegistry) {
+    metrics::gauge!(names::ENTRIES).set(state.with_entries(|entries| entries.len()) as f64);
+    metrics::gauge!(names::AGENTS).set(state.nodes().len() as f64);
+    metrics::gauge!(names::BUNDLES).set(state.bundles().len() as f64);
+    metrics::gauge!(names::EPOCH).set(state.epoch() as f64);
+    metrics::gauge!(names::CONNECTIONS).set(connections.len() as f64);
+    for (kind, label) in
+        [(AuthorityKind::X509, "x509"), (AuthorityKind::Jwt, "jwt"), (AuthorityKind::Wit, "wit")]
+    {
+        if let Some(active) = authorities.slots(kind).active() {
+            let not_after: Timestamp = active.not_after;
+            metrics::gauge!(names::AUTHORITY_NOT_AFTER, "kind" => label).set(not_after.unix_seconds() as f64);
+        }
+    }
+}
+
+/// The tables that make up the server's reference.
+pub fn tables() -> [&'static [MetricDoc]; 3] {
+    [METRICS, LISTENER_METRICS, RUNTIME_METRICS]
+}
+
+/// The page `docs/reference/metrics-server.md`.
+pub fn markdown() -> String {
+    format!(
+        "# Metrics of bonafide-server\n\n\
+         <!-- Generated from the tables beside the code; run the server's tests with BONAFIDE_BLESS=1 to renew. -->\n\n\
+         `/metrics` on `listen.health_address`, in Prometheus's text form. `/live` and `/ready` are beside it.\n\n{}",
+        bonafide_runtime::telemetry::markdown(&tables())
+    )
+}

@@ -684,6 +684,9 @@ mod tests {
         for slots in [AuthoritySlots::new(), prepared(), rotated()] {
             assert_eq!(AuthoritySlots::restore(slots.iter().cloned()), Ok(slots));
         }
+        let only_old =
+            AuthoritySlots::restore([AuthoritySlot { slot: SlotId::B, ..rotated().old().unwrap().clone() }]);
+        assert_eq!(only_old.unwrap().due(at(0)), Some(RotationStep::Prepare(SlotId::B)));
         let active = prepared().active().unwrap().clone();
         let same_slot = AuthoritySlot { status: SlotStatus::Old, authority_id: "x".into(), ..active.clone() };
         let second = AuthoritySlot { slot: SlotId::B, authority_id: "x".into(), ..active.clone() };

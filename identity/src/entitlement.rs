@@ -565,3 +565,62 @@ fn drop_from<K: Eq + Hash>(groups: &mut HashMap<K, Group>, key: &K, id: &EntryId
         groups.remove(key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_removed_leaves_nothing_behind() {
+        let td = TrustDomain::parse("td").unwrap();
+        let parents =
+            [td.server_id(), td.agent_id("a").unwrap(), SpiffeId::parse("spiffe://td/w/0").unwrap()];
+        let sets = [&["k:1"][..], &["k:1", "k:2"], &["k:2", "k:3"], &[], &["k:1", "k:2", "k:3"]];
+        let mut index = EntryIndex::new(td.clone());
+        let entry = |n: usize| Entry {
+            id: EntryId::parse(&format!("e{n}")).unwrap(),
+            spiffe_id: SpiffeId::parse(&format!("spiffe://td/w/{}", n % 7)).unwrap(),
+            parent_id: parents[n % 3].clone(),
+            selectors: sets[n % 5].iter().map(|text| Selector::parse(text).unwrap()).collect(),
+            x509_svid_ttl: 0,
+            jwt_svid_ttl: 0,
+            federates_with: [TrustDomain::parse("peer").unwrap()].into(),
+            admin: true,
+            downstream: true,
+            expires_at: Some(Timestamp::from_unix_seconds(0)),
+            dns_names: [].into(),
+            revision: 0,
+            created_at: Timestamp::from_unix_seconds(0),
+            store_svid: false,
+            hint: "".into(),
+            disable_x509_svid_prefetch: false,
+            jwt_svid_include_jti: false,
+        };
+        for n in 0..100 {
+            index.put(Arc::new(entry(n)));
+        }
+        // An update may move an entry from any place to any other.
+        for n in 0..100 {
+            let mut moved = entry(n * 31 % 100);
+            moved.id = EntryId::parse(&format!("e{n}")).unwrap();
+            index.put(Arc::new(moved));
+        }
+        for n in 0..100 {
+            assert!(index.remove(&EntryId::parse(&format!("e{n}")).unwrap()).is_some());
+        }
+        let left = [
+            index.rows.len(),
+            index.by_id.len(),
+            index.by_spiffe_id.len(),
+            index.children.len(),
+            index.parents.len(),
+            index.aliases.len(),
+            index.unconditional_aliases.len(),
+            index.admins.len(),
+            index.downstream.len(),
+            index.federating.len(),
+            index.expiring.len(),
+        ];
+        assert_eq!(left, [0; 11]);
+    }
+}

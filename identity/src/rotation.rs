@@ -66,7 +66,7 @@ pub fn renewal_after_issue(
             (half - tenth).saturating_add(portion(tenth * 2, draw))
         }
     };
-    not_after.saturating_sub(remaining.min(life))
+    not_after.saturating_sub(remaining)
 }
 
 /// The part of `span`, to the millisecond, that the draw picks: uniform over 0 to the whole, both included.

@@ -199,10 +199,8 @@ fn is_subset<T: Ord>(small: &[T], large: &[T]) -> bool {
     let mut rest = large;
     small.iter().all(|wanted| {
         // An entry has few selectors and a process may have dozens: leap rather than walk.
-        let at = rest.partition_point(|have| have < wanted);
-        let found = rest.get(at) == Some(wanted);
-        rest = rest.get(at + usize::from(found)..).unwrap_or(&[]);
-        found
+        rest = &rest[rest.partition_point(|have| have < wanted)..];
+        rest.first() == Some(wanted)
     })
 }
 

@@ -53,6 +53,25 @@ pub(crate) fn sha1(data: &[u8]) -> [u8; 20] {
     out
 }
 
+/// SHA-256 of something that comes in parts.
+pub(crate) struct Sha256(digest::Context);
+
+impl Sha256 {
+    pub(crate) fn new() -> Self {
+        Self(digest::Context::new(&digest::SHA256))
+    }
+
+    pub(crate) fn update(&mut self, data: &[u8]) {
+        self.0.update(data);
+    }
+
+    pub(crate) fn finish(self) -> [u8; 32] {
+        let mut out = [0; 32];
+        out.copy_from_slice(self.0.finish().as_ref());
+        out
+    }
+}
+
 /// Verifies `signature` over `message`. `key` is the subjectPublicKey content: an uncompressed point or a PKCS#1
 /// RSAPublicKey. `false` also when the backend lacks the combination.
 pub(crate) fn verify(

@@ -1,12 +1,16 @@
-//! JSON Web Keys (RFC 7517, RFC 7518 section 6): public keys only, of the kinds that the key policy allows.
+//! JSON Web Keys (RFC 7517, RFC 7518 section 6) of the kinds that the key policy allows: public ones in and out, and
+//! private ones out, for the workloads that own them.
+
+use std::collections::BTreeMap;
 
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::crypto::Curve;
-use crate::der::Writer;
+use crate::der::{self, DerError, Reader, Writer};
 use crate::jws::JwsAlgorithm;
-use crate::key::{KeyAlgorithm, KeyError, PublicKey, rsa_components};
+use crate::key::{KeyAlgorithm, KeyError, PrivateKey, PublicKey, Signer as _, rsa_components};
 
 /// A JWK with the members that SPIFFE uses. Unknown members are ignored when read, absent ones are not written.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +89,59 @@ pub fn public_key_to_jwk_with_algorithm(key: &PublicKey, algorithm: JwsAlgorithm
     Jwk { alg: Some(algorithm.as_str().to_owned()), ..public_key_to_jwk(key) }
 }
 
+/// The JWK of a private key with `alg`, as JSON: what a workload signs with under its WIT-SVID.
+///
+/// # Panics
+/// Never: the numbers are read from a key that was parsed when it was made.
+pub fn private_key_to_jwk(key: &PrivateKey, algorithm: JwsAlgorithm) -> Zeroizing<String> {
+    #[derive(Serialize)]
+    struct Private<'a> {
+        #[serde(flatten)]
+        public: &'a Jwk,
+        #[serde(flatten)]
+        numbers: BTreeMap<&'static str, &'a str>,
+    }
+    let pkcs8 = key.expose_pkcs8();
+    let numbers = private_numbers(&pkcs8, key.public_key().algorithm())
+        .expect("a private key was parsed when it was made");
+    let public = public_key_to_jwk_with_algorithm(key.public_key(), algorithm);
+    let numbers = numbers.iter().map(|(name, number)| (*name, number.as_str())).collect();
+    Zeroizing::new(serde_json::to_string(&Private { public: &public, numbers }).expect("texts are JSON"))
+}
+
+/// The secret members of RFC 7518, sections 6.2.2 and 6.3.2.
+fn private_numbers(
+    pkcs8: &[u8],
+    algorithm: KeyAlgorithm,
+) -> Result<Vec<(&'static str, Zeroizing<String>)>, DerError> {
+    const BROKEN: &str = "private key is not PKCS#8";
+    let encode = |number: &[u8]| Zeroizing::new(BASE64URL_NOPAD.encode(number));
+    let mut info = Reader::new(Reader::new(pkcs8).expect(der::SEQUENCE, BROKEN)?.content);
+    info.expect(der::INTEGER, BROKEN)?;
+    info.expect(der::SEQUENCE, BROKEN)?;
+    let inner = info.expect(der::OCTET_STRING, BROKEN)?;
+    let mut numbers = Reader::new(Reader::new(inner.content).expect(der::SEQUENCE, BROKEN)?.content);
+    numbers.expect(der::INTEGER, BROKEN)?;
+    match algorithm {
+        KeyAlgorithm::EcP256 | KeyAlgorithm::EcP384 => {
+            // RFC 5915: of the full width of the curve already.
+            Ok(vec![("d", encode(numbers.expect(der::OCTET_STRING, BROKEN)?.content))])
+        }
+        KeyAlgorithm::Rsa(_) => {
+            // RFC 8017, A.1.2: the modulus and the public exponent come first.
+            numbers.expect(der::INTEGER, BROKEN)?;
+            numbers.expect(der::INTEGER, BROKEN)?;
+            ["d", "p", "q", "dp", "dq", "qi"]
+                .into_iter()
+                .map(|name| {
+                    let number = numbers.expect(der::INTEGER, BROKEN)?;
+                    Ok((name, encode(der::positive_integer(number.content, BROKEN)?)))
+                })
+                .collect()
+        }
+    }
+}
+
 /// The public key of a JWK, checked against the key policy.
 ///
 /// # Errors
@@ -119,6 +176,37 @@ pub fn jwk_to_public_key(jwk: &Jwk) -> Result<PublicKey, JwkError> {
         }
         (kty, crv) => {
             Err(JwkError::Unsupported { kty: kty.to_owned(), crv: crv.unwrap_or_default().to_owned() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::KeyType;
+
+    #[test]
+    fn a_private_jwk_holds_the_secret_numbers_of_its_public_one() {
+        for (kind, algorithm, names) in [
+            (KeyType::EcP256, JwsAlgorithm::Es256, &["d"][..]),
+            (KeyType::EcP384, JwsAlgorithm::Es384, &["d"]),
+            (KeyType::Rsa2048, JwsAlgorithm::Rs256, &["d", "dp", "dq", "p", "q", "qi"]),
+        ] {
+            let key = PrivateKey::generate(kind).unwrap();
+            let json = private_key_to_jwk(&key, algorithm);
+            let public: Jwk = serde_json::from_str(&json).unwrap();
+            assert_eq!(jwk_to_public_key(&public).unwrap(), *key.public_key());
+            assert_eq!(public.alg.as_deref(), Some(algorithm.as_str()));
+            let pkcs8 = key.expose_pkcs8();
+            let members: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).unwrap();
+            for name in names {
+                let number = BASE64URL_NOPAD.decode(members[*name].as_str().unwrap().as_bytes()).unwrap();
+                assert!(pkcs8.windows(number.len()).any(|window| window == number), "{kind} {name}");
+            }
+            let secret = members
+                .keys()
+                .filter(|name| !["kty", "crv", "alg", "x", "y", "n", "e"].contains(&name.as_str()));
+            assert_eq!(secret.collect::<Vec<_>>(), names);
         }
     }
 }

@@ -16,6 +16,7 @@ mod key;
 mod random;
 
 pub mod bundle;
+pub mod digest;
 pub mod jwk;
 pub mod jwt;
 pub mod key_manager;

@@ -1,0 +1,203 @@
+//! `agent-data.json`: the agent's own SVID and the bundle, kept over restarts.
+//!
+//! The layout is SPIRE's, so a data folder can change hands: lists of base64 of PEM text. Private keys are not in it; they
+//! are in the key manager's file. Each write goes to a new file that is made durable before it takes the name, so a
+//! crash leaves the old state or the new one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bonafide_pki::pem;
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
+
+/// What is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AgentData {
+    /// The agent's chain, DER, leaf first; empty when it has none.
+    pub svid: Vec<Vec<u8>>,
+    /// The X.509 authorities of the own trust domain, DER.
+    pub bundle: Vec<Vec<u8>>,
+    /// Whether the agent may attest again.
+    pub reattestable: bool,
+}
+
+/// Why the state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refuses.
+    #[error("cannot {step} {path}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not what was written.
+    #[error("{path} is damaged ({problem}): restore it, or remove it to attest this node anew")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// The file.
+#[derive(Debug, Clone)]
+pub struct DataFile {
+    path: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    #[serde(default)]
+    svid: Option<Vec<String>>,
+    #[serde(default)]
+    bundle: Option<Vec<String>>,
+    #[serde(default)]
+    reattestable: bool,
+}
+
+impl DataFile {
+    /// The file in this folder, which is created when it is missing.
+    ///
+    /// # Errors
+    /// The folder cannot be created.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(io("create", folder))?;
+        Ok(Self { path: folder.join(FILE) })
+    }
+
+    /// What is kept; nothing when there is no file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub fn load(&self) -> Result<AgentData, StoreError> {
+        match std::fs::read(&self.path) {
+            Ok(content) => {
+                parse(&content).map_err(|problem| StoreError::Damaged { path: self.path.clone(), problem })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(AgentData::default()),
+            Err(error) => Err(io("read", &self.path)(error)),
+        }
+    }
+
+    /// Replaces what is kept. Durable when this returns.
+    ///
+    /// # Errors
+    /// The file cannot be written; what was kept before still is.
+    pub fn store(&self, data: &AgentData) -> Result<(), StoreError> {
+        let encode = |certificates: &[Vec<u8>]| {
+            certificates.iter().map(|der| BASE64.encode(pem::encode(CERTIFICATE, der).as_bytes())).collect()
+        };
+        let document = Document {
+            svid: Some(encode(&data.svid)),
+            bundle: Some(encode(&data.bundle)),
+            reattestable: data.reattestable,
+        };
+        let content = serde_json::to_vec(&document).expect("lists of texts are JSON");
+        let fresh = self.path.with_extension("json.new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)
+            .map_err(io("create", &fresh))?;
+        file.write_all(&content).and_then(|()| file.sync_all()).map_err(io("write", &fresh))?;
+        std::fs::rename(&fresh, &self.path).map_err(io("replace", &self.path))?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("write", folder))
+    }
+}
+
+/// Reads the content of `agent-data.json`.
+///
+/// # Errors
+/// What is wrong with it, as text.
+pub fn parse(content: &[u8]) -> Result<AgentData, String> {
+    let document: Document = serde_json::from_slice(content).map_err(|error| error.to_string())?;
+    let decode = |name: &str, items: Option<Vec<String>>| {
+        let mut certificates = Vec::new();
+        for item in items.unwrap_or_default() {
+            let text = BASE64.decode(item.as_bytes()).map_err(|error| format!("{name}: {error}"))?;
+            let blocks = pem::decode_all(&text).map_err(|error| format!("{name}: {error}"))?;
+            certificates
+                .extend(blocks.into_iter().filter(|(label, _)| label == CERTIFICATE).map(|(_, der)| der));
+        }
+        Ok::<_, String>(certificates)
+    };
+    Ok(AgentData {
+        svid: decode("svid", document.svid)?,
+        bundle: decode("bundle", document.bundle)?,
+        reattestable: document.reattestable,
+    })
+}
+
+fn io(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { step, path, source }
+}
+
+const FILE: &str = "agent-data.json";
+const CERTIFICATE: &str = "CERTIFICATE";
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_was_stored_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = DataFile::open(&folder.path().join("a/b")).unwrap();
+        assert_eq!(file.load().unwrap(), AgentData::default());
+        let data =
+            AgentData { svid: vec![vec![1, 2], vec![3]], bundle: vec![vec![4; 100]], reattestable: true };
+        file.store(&data).unwrap();
+        file.store(&data).unwrap();
+        assert_eq!(file.load().unwrap(), data);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder.path().join("a/b/agent-data.json")), 0o600);
+        assert_eq!(mode(&folder.path().join("a/b")), 0o700);
+        assert_eq!(std::fs::read_dir(folder.path().join("a/b")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_layout_is_that_of_other_agents() {
+        // `MAM=` is 30 03; each item is a PEM text in base64, and one item may hold several.
+        let pem = "-----BEGIN CERTIFICATE-----\nMAM=\n-----END CERTIFICATE-----\n";
+        let item = BASE64.encode(pem.repeat(2).as_bytes());
+        let content = format!(
+            r#"{{"svid":["{item}"],"bundle":null,"reattestable":true,"bootstrap_use":0,"bootstrap_start_time":"x","connection_attempts":3}}"#
+        );
+        let data = parse(content.as_bytes()).unwrap();
+        assert_eq!(data.svid, [vec![0x30, 0x03], vec![0x30, 0x03]]);
+        assert!(data.bundle.is_empty() && data.reattestable);
+    }
+
+    #[test]
+    fn damage_is_refused_with_the_way_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = DataFile::open(folder.path()).unwrap();
+        for content in ["", "{", "[]", r#"{"svid":["%%%"]}"#, r#"{"svid":[3]}"#, "\u{0}\u{0}\u{0}"] {
+            std::fs::write(folder.path().join(FILE), content).unwrap();
+            let error = file.load().unwrap_err().to_string();
+            assert!(
+                error.contains("agent-data.json is damaged") && error.contains("remove it"),
+                "{content}: {error}"
+            );
+        }
+    }
+}

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::listener::ListenerError;
-use crate::listener::accept::accept_loop;
+use crate::listener::accept::Connections;
 use crate::shutdown::Shutdown;
 use crate::telemetry::MetricsHandle;
 
@@ -143,9 +143,17 @@ pub async fn serve_http(
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let tasks = TaskTracker::new();
     let stop = shutdown.child();
-    let outcome = accept_loop("health", &listener, &shutdown, async |(stream, _)| {
-        // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+    let mut connections = Connections::new("health", listener, shutdown.clone());
+    let outcome = loop {
+        let stream = match connections.next().await {
+            Ok(Some((stream, _))) => stream,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        let place = tokio::select! {
+            () = shutdown.triggered() => break Ok(()),
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
         let (readiness, metrics, stop) = (readiness.clone(), metrics.clone(), stop.clone());
         tasks.spawn(async move {
             let _place = place;
@@ -165,8 +173,8 @@ pub async fn serve_http(
                 () = stop.triggered() => {}
             }
         });
-    })
-    .await;
+    };
+    drop(connections);
     stop.trigger();
     tasks.close();
     tasks.wait().await;

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tonic::service::Routes;
 
-use super::accept::accept_loop;
+use super::accept::Connections;
 use super::connection::{Prefaced, Quota, Server, next_connection_id};
 use super::{ConnectionRegistry, Http2Options, ListenerError, Peer, TlsPeer};
 use crate::BoxError;
@@ -90,15 +90,25 @@ where
     let addresses: Quota<IpAddr> = Quota::new(options.max_handshakes_per_address);
     let connections = Quota::new(options.max_connections);
     let handshake = Arc::new(Handshake { acceptor: TlsAcceptor::from(config), peer_info, options });
-    let outcome = accept_loop(name, &listener, &shutdown, async |(stream, addr): (TcpStream, SocketAddr)| {
+    let mut incoming = Connections::new(name, listener, shutdown.clone());
+    let outcome = loop {
+        let (stream, addr): (TcpStream, SocketAddr) = match incoming.next().await {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
         let Some(connection) = connections.take(()) else {
-            return server.refuse("too_many_connections", &addr, &"the server has too many connections");
+            server.refuse("too_many_connections", &addr, &"the server has too many connections");
+            continue;
         };
         let Some(address) = addresses.take(addr.ip()) else {
-            return server.refuse("too_many_handshakes", &addr, &"this address has too many unfinished handshakes");
+            server.refuse("too_many_handshakes", &addr, &"this address has too many unfinished handshakes");
+            continue;
         };
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let permit = tokio::select! {
+            () = shutdown.triggered() => break Ok(()),
+            permit = Arc::clone(&handshakes).acquire_owned() => permit,
+        };
         let (served, handshake) = (Arc::clone(&server), Arc::clone(&handshake));
         server.spawn(async move {
             let _connection = connection;
@@ -107,9 +117,8 @@ where
             let max_age = handshake.max_age(peer.connection_id());
             served.serve(stream, peer, max_age).await;
         });
-    })
-    .await;
-    drop(listener);
+    };
+    drop(incoming);
     server.drain(handshake.options.drain).await;
     outcome
 }

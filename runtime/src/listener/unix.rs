@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixStream;
 use tonic::service::Routes;
 
-use super::accept::accept_loop;
+use super::accept::Connections;
 use super::authority::AuthorityShim;
 use super::connection::{Prefaced, Quota, Server, next_connection_id};
 use super::{
@@ -66,28 +66,37 @@ pub async fn serve_unix(
     let UnixOptions { name, pin_peers, max_connections_per_user, drain, http2, registry } = options;
     let server = Server::new(name, routes, http2, registry, &shutdown);
     let users = Quota::new(max_connections_per_user);
-    let outcome = accept_loop(name, &listener, &shutdown, async |mut stream: UnixStream| {
+    let mut connections = Connections::new(name, listener, shutdown);
+    let outcome = loop {
+        let mut stream = match connections.next().await {
+            Ok(Some(stream)) => stream,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
         let cred = match peer_cred(&stream, pin_peers) {
             Ok(cred) => cred,
-            Err(error) => return server.refuse("credentials", &"unknown", &error),
+            Err(error) => {
+                server.refuse("credentials", &"unknown", &error);
+                continue;
+            }
         };
         let Some(share) = users.take(cred.uid) else {
-            let peer = format_args!("uid {}", cred.uid).to_string();
-            return server.refuse("too_many_connections", &peer, &"this user has too many connections");
+            let peer = format!("uid {}", cred.uid);
+            server.refuse("too_many_connections", &peer, &"this user has too many connections");
+            continue;
         };
         let served = Arc::clone(&server);
         server.spawn(async move {
             let _share = share;
             if let Err(error) = served.read_preface(&mut stream).await {
-                let peer = format_args!("pid {} uid {}", cred.pid, cred.uid).to_string();
+                let peer = format!("pid {} uid {}", cred.pid, cred.uid);
                 return served.refuse("preface", &peer, &error);
             }
             let peer = Peer::Unix(UnixPeer { cred, connection_id: next_connection_id() });
             served.serve(Prefaced::new(AuthorityShim::new(stream)), peer, None).await;
         });
-    })
-    .await;
-    drop((listener, bound));
+    };
+    drop((connections, bound));
     server.drain(drain).await;
     outcome
 }

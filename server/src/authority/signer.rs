@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use super::Authorities;
 use super::slots::TokenIssuer;
-use crate::store::{IssuedSvid, SvidKind, Store};
+use crate::store::{Issuance, IssuedSvid, SvidKind, Store};
 
 /// Lifetimes and names that the configuration gives.
 #[derive(Clone, Debug, Default)]

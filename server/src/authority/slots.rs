@@ -22,7 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bonafide_identity::{
     AuthorityKind, AuthorityRefusal, AuthoritySlot, AuthoritySlots, Bundle, JwtAuthority, RotationStep, SlotError,
-    SlotId, SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
+    SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
 };
 use bonafide_pki::{
     CaSubject, JwtSigner, KeyError, KeyManager, KeyType, Random, Signer, X509Error, X509Issuer, ca_csr, inspect,
@@ -32,7 +32,7 @@ use bonafide_runtime::clock::SharedClock;
 use tokio::sync::{Mutex, watch};
 
 use super::journal;
-use crate::store::{Bundles, JournalRecord, Store, StoreError};
+use crate::store::{JournalRecord, Store, StoreError};
 use crate::upstream_authority::{UpstreamAuthority, UpstreamError, prove_chain};
 
 /// What the authorities are like.
@@ -364,6 +364,7 @@ impl Steps {
     /// Fills the slots of `kind` from the journal and the key manager.
     async fn restore(&mut self, kind: AuthorityKind, now: Timestamp) -> Result<(), AuthorityError> {
         let records = self.store.write(move |unit| journal::read(unit, kind)).await?;
+        let recorded = records.len();
         let mut state = KindState::default();
         let mut slots = Vec::new();
         for record in journal::current(records) {
@@ -380,8 +381,13 @@ impl Steps {
             state.material.insert(slot.authority_id.clone(), material);
             slots.push(slot);
         }
+        let restored = slots.len();
         state.slots = AuthoritySlots::restore(slots)?;
-        self.kinds.insert(kind, state);
+        if restored < recorded {
+            self.commit(kind, state, |_| Ok(())).await?;
+        } else {
+            self.kinds.insert(kind, state);
+        }
         self.republish(kind, now).await
     }
 
@@ -821,20 +827,3 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
 /// What caps the life of a self-signed authority: nothing.
 const FAR_FUTURE: Timestamp = Timestamp::from_unix_millis(i64::MAX);
-
-/// Unused slots are named so that a reader of the key manager knows them.
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_slot_has_a_key_of_its_own() {
-        let mut ids: Vec<_> = AuthorityKind::ALL
-            .iter()
-            .flat_map(|kind| [SlotId::A, SlotId::B].map(|slot| kind.key_id(slot)))
-            .collect();
-        ids.sort_unstable();
-        ids.dedup();
-        assert_eq!(ids.len(), 6);
-    }
-}

@@ -172,7 +172,8 @@ fn load(config: &DiskConfig, now: Timestamp) -> Result<Loaded, UpstreamError> {
             )));
         }
     };
-    let above: Vec<_> = chain.iter().filter(|certificate| !roots.contains(certificate)).cloned().collect();
+    // Up to and without the first root: what lies above a trusted certificate is of no use to anybody.
+    let above: Vec<_> = chain.iter().take_while(|certificate| !roots.contains(certificate)).cloned().collect();
     let key: Arc<dyn Signer> = Arc::new(key);
     let refused_as_issuer = |error: X509Error| refused(format!("{certificate_path}: {error}"));
     let trust_domain = &config.trust_domain;

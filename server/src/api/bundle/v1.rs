@@ -10,7 +10,7 @@ use bonafide_proto::spire::server::bundle::v1::batch_delete_federated_bundle_req
 use bonafide_proto::spire::types;
 use tonic::{Code, Request, Response, Status};
 
-use crate::api::Call;
+use crate::api::{Call, store_failure};
 use crate::store::{Bundles, Entries, Store, StoreError, Unit};
 
 /// The service.
@@ -43,7 +43,7 @@ impl Service {
             }
             Ok(Arc::new(bundle))
         });
-        written.await.map_err(|error| failed(failure, &error))
+        written.await.map_err(|error| store_failure(failure, &error))
     }
 
     /// Runs `one` for each item in one write, and gives each its status; a failure of one leaves the others alone,
@@ -60,7 +60,7 @@ impl Service {
             .write(move |unit| items.into_iter().map(|item| one(unit, item)).collect::<Result<Vec<_>, _>>())
             .await;
         let outcomes = written.unwrap_or_else(|error| {
-            let status = failed(failure, &error);
+            let status = store_failure(failure, &error);
             (0..count).map(|_| Err(convert::status_from_error(&status))).collect()
         });
         for (position, outcome) in outcomes.iter().enumerate() {
@@ -123,7 +123,7 @@ impl pb::bundle_server::Bundle for Service {
             more.jwt_authorities = convert::jwt_authorities_from_wire(&request.jwt_authorities, checks, JWT)?;
             more.x509_authorities = convert::x509_authorities_from_wire(&request.x509_authorities, checks, X509)?;
             more.wit_authorities = convert::wit_authorities_from_wire(&request.wit_authorities, checks, WIT)?;
-            Ok(())
+            Ok::<_, convert::ConvertError>(())
         })?;
         let bundle = self.append(more, "failed to append bundle").await?;
         Ok(Response::new(convert::bundle_to_wire(&bundle, request.output_mask.as_ref())))

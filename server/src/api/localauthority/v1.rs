@@ -97,13 +97,13 @@ struct States {
 }
 
 macro_rules! kinds {
-    ($($kind:ident:
+    (upstream { $($upstream:tt)* }
+     $($kind:ident:
         $show:ident($show_request:ident, $show_response:ident),
         $prepare:ident($prepare_request:ident, $prepare_response:ident),
         $activate:ident($activate_request:ident, $activate_response:ident),
         $taint:ident($taint_request:ident, $taint_response:ident),
         $revoke:ident($revoke_request:ident, $revoke_response:ident);)*
-        upstream { $($upstream:item)* }
     ) => {
         #[tonic::async_trait]
         impl pb::local_authority_server::LocalAuthority for Service {
@@ -161,24 +161,6 @@ macro_rules! kinds {
 }
 
 kinds! {
-    X509:
-        get_x509_authority_state(GetX509AuthorityStateRequest, GetX509AuthorityStateResponse),
-        prepare_x509_authority(PrepareX509AuthorityRequest, PrepareX509AuthorityResponse),
-        activate_x509_authority(ActivateX509AuthorityRequest, ActivateX509AuthorityResponse),
-        taint_x509_authority(TaintX509AuthorityRequest, TaintX509AuthorityResponse),
-        revoke_x509_authority(RevokeX509AuthorityRequest, RevokeX509AuthorityResponse);
-    Jwt:
-        get_jwt_authority_state(GetJwtAuthorityStateRequest, GetJwtAuthorityStateResponse),
-        prepare_jwt_authority(PrepareJwtAuthorityRequest, PrepareJwtAuthorityResponse),
-        activate_jwt_authority(ActivateJwtAuthorityRequest, ActivateJwtAuthorityResponse),
-        taint_jwt_authority(TaintJwtAuthorityRequest, TaintJwtAuthorityResponse),
-        revoke_jwt_authority(RevokeJwtAuthorityRequest, RevokeJwtAuthorityResponse);
-    Wit:
-        get_wit_authority_state(GetWitAuthorityStateRequest, GetWitAuthorityStateResponse),
-        prepare_wit_authority(PrepareWitAuthorityRequest, PrepareWitAuthorityResponse),
-        activate_wit_authority(ActivateWitAuthorityRequest, ActivateWitAuthorityResponse),
-        taint_wit_authority(TaintWitAuthorityRequest, TaintWitAuthorityResponse),
-        revoke_wit_authority(RevokeWitAuthorityRequest, RevokeWitAuthorityResponse);
     upstream {
         async fn taint_x509_upstream_authority(
             &self,
@@ -204,6 +186,24 @@ kinds! {
             Ok(Response::new(pb::RevokeX509UpstreamAuthorityResponse { upstream_authority_subject_key_id: id }))
         }
     }
+    X509:
+        get_x509_authority_state(GetX509AuthorityStateRequest, GetX509AuthorityStateResponse),
+        prepare_x509_authority(PrepareX509AuthorityRequest, PrepareX509AuthorityResponse),
+        activate_x509_authority(ActivateX509AuthorityRequest, ActivateX509AuthorityResponse),
+        taint_x509_authority(TaintX509AuthorityRequest, TaintX509AuthorityResponse),
+        revoke_x509_authority(RevokeX509AuthorityRequest, RevokeX509AuthorityResponse);
+    Jwt:
+        get_jwt_authority_state(GetJwtAuthorityStateRequest, GetJwtAuthorityStateResponse),
+        prepare_jwt_authority(PrepareJwtAuthorityRequest, PrepareJwtAuthorityResponse),
+        activate_jwt_authority(ActivateJwtAuthorityRequest, ActivateJwtAuthorityResponse),
+        taint_jwt_authority(TaintJwtAuthorityRequest, TaintJwtAuthorityResponse),
+        revoke_jwt_authority(RevokeJwtAuthorityRequest, RevokeJwtAuthorityResponse);
+    Wit:
+        get_wit_authority_state(GetWitAuthorityStateRequest, GetWitAuthorityStateResponse),
+        prepare_wit_authority(PrepareWitAuthorityRequest, PrepareWitAuthorityResponse),
+        activate_wit_authority(ActivateWitAuthorityRequest, ActivateWitAuthorityResponse),
+        taint_wit_authority(TaintWitAuthorityRequest, TaintWitAuthorityResponse),
+        revoke_wit_authority(RevokeWitAuthorityRequest, RevokeWitAuthorityResponse);
 }
 
 fn wire(slot: &AuthoritySlot) -> pb::AuthorityState {

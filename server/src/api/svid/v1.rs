@@ -284,7 +284,7 @@ impl pb::svid_server::Svid for Service {
         let bundle = self.store.state().bundle(self.trust_domain());
         let bundle = bundle.ok_or_else(|| Status::not_found("failed to fetch bundle"))?;
         Ok(Response::new(pb::NewDownstreamX509caResponse {
-            ca_cert_chain: signed.chain.into_iter().map(Bytes::from).collect(),
+            ca_cert_chain: signed.chain,
             x509_authorities: bundle.x509_authorities.iter().map(|root| root.certificate.clone()).collect(),
         }))
     }

@@ -1,6 +1,7 @@
 //! Connections to the two local sockets.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bonafide_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
@@ -68,15 +69,21 @@ impl Interceptor for SecurityHeader {
 }
 
 async fn channel(who: &'static str, path: &Path) -> Result<Channel, Failure> {
-    // The connection is tried by hand first: tonic would only say "transport error".
+    // The first connection is made by hand: tonic would only say "transport error" when it fails.
     let unreachable = |reason: String| Failure::Unreachable { who, path: path.to_owned(), reason };
-    UnixStream::connect(path).await.map_err(|error| unreachable(error.to_string()))?;
-    let target = path.to_owned();
+    let first = UnixStream::connect(path).await.map_err(|error| unreachable(error.to_string()))?;
+    let (first, target) = (Arc::new(Mutex::new(Some(first))), path.to_owned());
     Endpoint::from_static("http://localhost")
         .connect_timeout(Duration::from_secs(10))
         .connect_with_connector(service_fn(move |_: Uri| {
+            let made = first.lock().ok().and_then(|mut first| first.take());
             let target = target.clone();
-            async move { UnixStream::connect(target).await.map(TokioIo::new) }
+            async move {
+                match made {
+                    Some(made) => Ok(TokioIo::new(made)),
+                    None => UnixStream::connect(target).await.map(TokioIo::new),
+                }
+            }
         }))
         .await
         .map_err(|error| unreachable(error.to_string()))

@@ -1,5 +1,7 @@
 //! What a command prints: a table for people, or one JSON document for scripts.
 
+use std::io::Write;
+
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde_json::Value;
@@ -38,7 +40,7 @@ impl Output {
         if self.is_json() {
             self.json(json);
         } else {
-            println!("{}", table(header, rows));
+            emit(&format!("{}\n", table(header, rows)));
         }
     }
 
@@ -50,7 +52,7 @@ impl Output {
         }
         let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         for (name, value) in fields {
-            println!("{name:width$}  {value}");
+            emit(&format!("{name:width$}  {value}\n"));
         }
     }
 
@@ -59,23 +61,35 @@ impl Output {
         if self.is_json() {
             self.json(json);
         } else {
-            println!("{text}");
+            emit(&format!("{text}\n"));
         }
     }
 
     fn json(self, value: &Value) {
-        println!("{value:#}");
+        emit(&format!("{value:#}\n"));
     }
 }
 
-fn table(header: &[&str], rows: Vec<Vec<String>>) -> Table {
+/// Writes to standard output. Who reads may stop early, as `head` does: then there is nobody to tell, and the command
+/// ends as such commands end.
+pub(crate) fn emit(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            eprintln!("error: cannot write the output: {error}");
+        }
+        std::process::exit(1);
+    }
+}
+
+fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().map(|name| name.to_uppercase()));
     table.add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    table
+    table.trim_fmt()
 }
 
 /// A moment as RFC 3339 text; "never" for 0, which is how the wire writes "no end".

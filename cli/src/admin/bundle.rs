@@ -16,7 +16,7 @@ use super::{PAGE, item};
 use crate::args::{BundleCommand, BundleFormat, DeleteMode};
 use crate::connect::Sockets;
 use crate::failure::Failure;
-use crate::output::{Output, moment_and_left};
+use crate::output::{Output, emit, moment_and_left};
 
 pub(crate) async fn run(command: BundleCommand, to: &Sockets, out: &Output) -> Result<(), Failure> {
     match command {
@@ -142,13 +142,13 @@ fn print(bundles: &[Bundle], format: Option<BundleFormat>, out: &Output) -> Resu
     match format {
         Some(BundleFormat::Pem) => {
             for bundle in bundles {
-                print!("{}", documents::to_pem(bundle));
+                emit(&documents::to_pem(bundle));
             }
             return Ok(());
         }
         Some(BundleFormat::Spiffe) => {
             for bundle in bundles {
-                println!("{}", documents::to_spiffe_json(bundle));
+                emit(&format!("{}\n", documents::to_spiffe_json(bundle)));
             }
             return Ok(());
         }

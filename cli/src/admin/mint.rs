@@ -13,7 +13,7 @@ use super::{id_text, spiffe_id};
 use crate::args::MintCommand;
 use crate::connect::Sockets;
 use crate::failure::Failure;
-use crate::output::{Output, moment_and_left};
+use crate::output::{Output, emit, moment_and_left};
 use crate::workload::files;
 
 pub(crate) async fn run(command: MintCommand, to: &Sockets, out: &Output) -> Result<(), Failure> {
@@ -126,7 +126,7 @@ async fn x509(
         ),
         None => {
             eprintln!("{} until {}", id_text(svid.id.as_ref()), moment_and_left(svid.expires_at));
-            print!("{chain}{}{roots}", key.as_str());
+            emit(&format!("{chain}{}{roots}", key.as_str()));
         }
     }
     Ok(())

@@ -16,11 +16,13 @@ use aws_lc_rs as backend;
 use ring as backend;
 
 use backend::rand::SystemRandom as BackendRandom;
-use backend::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
+use backend::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey,
+};
 use bonafide_identity::{SpiffeId, Timestamp, TrustDomain};
 use bonafide_pki::{
-    CaSubject, KeyType, LeafProfile, PrivateKey, Signer as _, Subject, SystemRandom, VerifiedCsr, X509Issuer, agent_csr,
-    random_serial, self_signed_ca,
+    CaSubject, KeyType, LeafProfile, PrivateKey, Signer as _, Subject, SystemRandom, VerifiedCsr, X509Issuer,
+    agent_csr, random_serial, self_signed_ca,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -71,10 +73,13 @@ impl Bench {
         #[cfg(feature = "aws-lc")]
         let signing_key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8).expect("key");
         #[cfg(all(feature = "ring", not(feature = "aws-lc")))]
-        let signing_key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8, &random).expect("key");
-        let (begin, end) = (Timestamp::from_unix_seconds(NOW - 10), Timestamp::from_unix_seconds(NOW + 86_400));
+        let signing_key =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8, &random).expect("key");
+        let (begin, end) =
+            (Timestamp::from_unix_seconds(NOW - 10), Timestamp::from_unix_seconds(NOW + 86_400));
         let serial = random_serial(&SystemRandom);
-        let ca = self_signed_ca(&ca_key, &trust_domain, &CaSubject::default(), begin, end, serial).expect("CA");
+        let ca =
+            self_signed_ca(&ca_key, &trust_domain, &CaSubject::default(), begin, end, serial).expect("CA");
         let issuer = X509Issuer::new(&trust_domain, ca, Vec::new(), Arc::new(ca_key)).expect("issuer");
         let workload = PrivateKey::generate(KeyType::EcP256).expect("key");
         let csr = agent_csr(&workload, Some(&id)).expect("CSR");

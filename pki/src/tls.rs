@@ -61,7 +61,7 @@ impl Svid {
 
     /// The chain as DER, leaf first.
     pub fn chain(&self) -> impl Iterator<Item = &[u8]> {
-        self.certified.cert.iter().map(|certificate| certificate.as_ref())
+        self.certified.cert.iter().map(AsRef::as_ref)
     }
 
     /// The key.
@@ -198,7 +198,7 @@ impl PeerCheck {
     }
 }
 
-/// Why a peer is refused in a handshake. Found again in an error's source chain.
+/// Why a peer is refused in a handshake. [`refusal`] finds it in an error of the TLS library.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerError {
@@ -215,9 +215,42 @@ pub enum PeerError {
     },
 }
 
+/// The reason of ours in an error of the TLS library, or in an I/O error around one: without it, the text is about
+/// the library's types.
+pub fn refusal<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a PeerError> {
+    if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) =
+        error.downcast_ref()
+    {
+        return inner.downcast_ref::<Refusal>().map(|refusal| &refusal.0);
+    }
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match inner {
+        Some(inner) => refusal(inner),
+        None => refusal(error.source()?),
+    }
+}
+
+/// Carries a [`PeerError`] through the TLS library, which prints the inner error of a refused certificate with
+/// `Debug` only.
+struct Refusal(PeerError);
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 impl From<PeerError> for rustls::Error {
     fn from(error: PeerError) -> Self {
-        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Refusal(error)))))
     }
 }
 

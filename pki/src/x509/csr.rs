@@ -107,7 +107,12 @@ pub fn workload_csr(signer: &dyn Signer, id: &SpiffeId, dns_names: &[DnsName]) -
     write(signer, name::DEFAULT, Some(&id.to_string()), dns_names)
 }
 
-fn write(signer: &dyn Signer, subject: &[u8], uri: Option<&str>, dns_names: &[DnsName]) -> Result<Vec<u8>, X509Error> {
+fn write(
+    signer: &dyn Signer,
+    subject: &[u8],
+    uri: Option<&str>,
+    dns_names: &[DnsName],
+) -> Result<Vec<u8>, X509Error> {
     let mut info = Writer::with_capacity(512);
     info.sequence(|writer| {
         writer.integer(&[]);

@@ -155,7 +155,7 @@ impl CertificateInfo {
                 GeneralName::URI(uri) => self.uris.push((*uri).to_owned()),
                 // Counted, so that a certificate with a broken second URI is not taken for one with a single URI.
                 GeneralName::Invalid(Tag(6), octets) => {
-                    self.uris.push(String::from_utf8_lossy(octets).into_owned())
+                    self.uris.push(String::from_utf8_lossy(octets).into_owned());
                 }
                 GeneralName::DNSName(name) => self.dns_names.push((*name).to_owned()),
                 GeneralName::IPAddress(octets) => {

@@ -65,6 +65,9 @@ mod tests {
                 assert!(backoff.next(draw) >= Duration::from_millis(500));
             }
         }
-        assert_eq!(Backoff::new(Duration::from_secs(9), Duration::from_secs(3), 2.0).next(u64::MAX), Duration::from_secs(3));
+        assert_eq!(
+            Backoff::new(Duration::from_secs(9), Duration::from_secs(3), 2.0).next(u64::MAX),
+            Duration::from_secs(3)
+        );
     }
 }

@@ -42,7 +42,8 @@ pub enum ConfigError {
 }
 
 fn describe(path: &Path, problems: &[Problem]) -> String {
-    let count = if problems.len() == 1 { "1 mistake".to_owned() } else { format!("{} mistakes", problems.len()) };
+    let count =
+        if problems.len() == 1 { "1 mistake".to_owned() } else { format!("{} mistakes", problems.len()) };
     let mut text = format!("{}: {count}", path.display());
     for problem in problems {
         text.push_str("\n  ");

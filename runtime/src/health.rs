@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -126,6 +127,8 @@ const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may live in all, whatever the client does.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an answer that has begun may take when the connection is to end.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// The largest head of a request.
 const MAX_HEAD: usize = 16 * 1024;
 
@@ -166,12 +169,15 @@ pub async fn serve_http(
                 .header_read_timeout(HEAD_TIMEOUT)
                 .max_buf_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service);
+            let mut connection = pin!(connection);
             tokio::select! {
                 // What goes wrong on one such connection is the client's affair.
-                _ = connection => {}
+                _ = connection.as_mut() => return,
                 () = tokio::time::sleep(CONNECTION_TIMEOUT) => {}
                 () = stop.triggered() => {}
             }
+            connection.as_mut().graceful_shutdown();
+            let _ = tokio::time::timeout(LAST_ANSWER, connection).await;
         });
     };
     drop(connections);
@@ -183,7 +189,11 @@ pub async fn serve_http(
 
 fn answer<B>(request: &Request<B>, readiness: &Readiness, metrics: &MetricsHandle) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", "only GET is served here\n".into());
+        let mut response = plain(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain; charset=utf-8",
+            "only GET is served here\n".into(),
+        );
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
@@ -191,7 +201,11 @@ fn answer<B>(request: &Request<B>, readiness: &Readiness, metrics: &MetricsHandl
         "/live" => verdict(readiness.is_live(), readiness),
         "/ready" => verdict(readiness.is_ready(), readiness),
         "/metrics" => plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics.render()),
-        _ => plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "see /live, /ready and /metrics\n".into()),
+        _ => plain(
+            StatusCode::NOT_FOUND,
+            "text/plain; charset=utf-8",
+            "see /live, /ready and /metrics\n".into(),
+        ),
     }
 }
 

@@ -9,6 +9,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod config;
+pub mod executor;
 pub mod health;
 pub mod listener;
 pub mod shutdown;

@@ -220,7 +220,11 @@ pub struct Schedule {
 impl Schedule {
     /// Runs at once and then each `interval`; after a failure first after a tenth of it (at least 100 ms).
     pub fn every(interval: Duration) -> Self {
-        Self { interval, retry: (interval / 10).max(Duration::from_millis(100)).min(interval), immediately: true }
+        Self {
+            interval,
+            retry: (interval / 10).max(Duration::from_millis(100)).min(interval),
+            immediately: true,
+        }
     }
 }
 
@@ -382,7 +386,9 @@ mod tests {
         let shutdown = Shutdown::new();
         let mut group = TaskGroup::new(shutdown.clone());
         group.spawn("broken", async { Err("at once".into()) });
-        tokio::time::timeout(Duration::from_secs(5), shutdown.triggered()).await.expect("triggered without a join");
+        tokio::time::timeout(Duration::from_secs(5), shutdown.triggered())
+            .await
+            .expect("triggered without a join");
         assert!(group.join(Duration::ZERO).await.is_err());
     }
 
@@ -425,12 +431,16 @@ mod tests {
             Periodic::new("sweep", Schedule::every(Duration::from_secs(60)), Arc::new(SystemClock));
         let runs = Arc::new(Mutex::new(0_u32));
         let counted = Arc::clone(&runs);
-        let task = tokio::spawn(periodic.clone().run(shutdown.clone(), || u64::MAX, move |_| {
-            let mut runs = counted.lock().unwrap();
-            *runs += 1;
-            let fails = *runs == 1;
-            async move { if fails { Err("not yet".into()) } else { Ok(NextRun::Usual) } }
-        }));
+        let task = tokio::spawn(periodic.clone().run(
+            shutdown.clone(),
+            || u64::MAX,
+            move |_| {
+                let mut runs = counted.lock().unwrap();
+                *runs += 1;
+                let fails = *runs == 1;
+                async move { if fails { Err("not yet".into()) } else { Ok(NextRun::Usual) } }
+            },
+        ));
         // First run at once and failing, second after the retry delay of 6 s, third after the interval.
         let begin = tokio::time::Instant::now();
         while *runs.lock().unwrap() < 3 {
@@ -451,8 +461,11 @@ mod tests {
         let shutdown = Shutdown::new();
         let schedule = Schedule { immediately: false, ..Schedule::every(Duration::from_secs(3600)) };
         let periodic = Periodic::new("sweep", schedule, Arc::new(SystemClock));
-        let _task =
-            tokio::spawn(periodic.clone().run(shutdown, || 0, |_| async { Ok(NextRun::In(Duration::from_secs(9))) }));
+        let _task = tokio::spawn(periodic.clone().run(
+            shutdown,
+            || 0,
+            |_| async { Ok(NextRun::In(Duration::from_secs(9))) },
+        ));
         periodic.wake();
         let begin = tokio::time::Instant::now();
         while periodic.status().runs == 0 {

@@ -7,5 +7,9 @@
 mod logging;
 mod metric;
 
-pub use logging::{FATAL, LogConfig, LogFormat, LogHandle, LogLevel, LoggingError, PANIC, init_logging, reopen_on_signal};
-pub use metric::{MetricDoc, MetricKind, MetricsHandle, RUNTIME_METRICS, Stability, describe, markdown, metrics};
+pub use logging::{
+    FATAL, LogConfig, LogFormat, LogHandle, LogLevel, LoggingError, PANIC, init_logging, reopen_on_signal,
+};
+pub use metric::{
+    MetricDoc, MetricKind, MetricsHandle, RUNTIME_METRICS, Stability, describe, markdown, metrics,
+};

@@ -53,7 +53,11 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<(T, BTreeMap<Stri
             let key = join(path.as_deref().unwrap_or_default(), field);
             // A field that was taken out because of its own mistake has been reported as such.
             if !removed.contains(&key) {
-                problems.push(Problem { key, line: line.filter(|_| path.is_some()), message: "is required".into() });
+                problems.push(Problem {
+                    key,
+                    line: line.filter(|_| path.is_some()),
+                    message: "is required".into(),
+                });
             }
             // What lacked the field is taken out, too, so that reading can go on beside it.
             match path {
@@ -139,10 +143,12 @@ fn remove_item(array: &mut DeArray<'_>, span: &Range<usize>, whole: bool) -> Opt
     if let Some(start) = array.iter_mut().find_map(|value| remove_inside(value, span, whole)) {
         return Some(start);
     }
-    let found = |value: &Spanned<DeValue<'_>>| if whole { value.span() == *span } else { holds(&value.span(), span) };
+    let found =
+        |value: &Spanned<DeValue<'_>>| if whole { value.span() == *span } else { holds(&value.span(), span) };
     let index = array.iter().position(found)?;
-    let start = array.iter().nth(index)?.span().start;
-    let kept = std::mem::replace(array, DeArray::new()).into_iter().enumerate().filter(|(at, _)| *at != index);
+    let start = array.get(index)?.span().start;
+    let kept =
+        std::mem::replace(array, DeArray::new()).into_iter().enumerate().filter(|(at, _)| *at != index);
     *array = kept.map(|(_, value)| value).collect();
     Some(start)
 }
@@ -261,7 +267,8 @@ a = 1
 
     #[test]
     fn lists_keep_their_numbers_while_items_are_taken_out() {
-        let text = "[server]\nport = 1\n[[plugins]]\nname = 1\n[[plugins]]\n[[plugins]]\nname = true\nx = 1\n";
+        let text =
+            "[server]\nport = 1\n[[plugins]]\nname = 1\n[[plugins]]\n[[plugins]]\nname = true\nx = 1\n";
         let found = problems(text);
         assert_eq!(found.len(), 4, "{found:#?}");
         for (line, start) in found.iter().zip([

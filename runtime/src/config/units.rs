@@ -11,10 +11,14 @@ use thiserror::Error;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum UnitError {
     /// Not a duration.
-    #[error("{0:?} is not a duration: write whole numbers with units, such as \"90s\", \"1h30m\" or \"7d\" (units: d, h, m, s, ms)")]
+    #[error(
+        "{0:?} is not a duration: write whole numbers with units, such as \"90s\", \"1h30m\" or \"7d\" (units: d, h, m, s, ms)"
+    )]
     Duration(String),
     /// Not a size.
-    #[error("{0:?} is not a size: write a whole number of bytes, or one with a unit, such as \"64KiB\" or \"4MB\" (units: B, KB, MB, GB, KiB, MiB, GiB)")]
+    #[error(
+        "{0:?} is not a size: write a whole number of bytes, or one with a unit, such as \"64KiB\" or \"4MB\" (units: B, KB, MB, GB, KiB, MiB, GiB)"
+    )]
     Size(String),
 }
 
@@ -205,16 +209,42 @@ mod tests {
             ("1d2h3m4s5ms", 93_784_005),
             ("0s", 0),
         ] {
-            assert_eq!(text.parse::<HumanDuration>(), Ok(HumanDuration(Duration::from_millis(millis))), "{text}");
+            assert_eq!(
+                text.parse::<HumanDuration>(),
+                Ok(HumanDuration(Duration::from_millis(millis))),
+                "{text}"
+            );
         }
-        for text in ["", "1", "h", "1x", "1m1h", "1h1h", "-1s", "1.5h", " 1s", "1s ", "1 s", "99999999999999999999s", "184467440737095516d", "1ms1s"] {
+        for text in [
+            "",
+            "1",
+            "h",
+            "1x",
+            "1m1h",
+            "1h1h",
+            "-1s",
+            "1.5h",
+            " 1s",
+            "1s ",
+            "1 s",
+            "99999999999999999999s",
+            "184467440737095516d",
+            "1ms1s",
+        ] {
             assert!(text.parse::<HumanDuration>().is_err(), "{text:?} was accepted");
         }
     }
 
     #[test]
     fn sizes_as_people_write_them() {
-        for (text, bytes) in [("0", 0), ("17", 17), ("64KiB", 65_536), ("4MB", 4_000_000), ("4 MiB", 4_194_304), ("1GiB", 1 << 30)] {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("64KiB", 65_536),
+            ("4MB", 4_000_000),
+            ("4 MiB", 4_194_304),
+            ("1GiB", 1 << 30),
+        ] {
             assert_eq!(text.parse::<ByteSize>(), Ok(ByteSize(bytes)), "{text}");
         }
         for text in ["", "KiB", "1kib", "1.5MB", "-1", "99999999999999GiB"] {

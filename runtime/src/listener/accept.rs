@@ -105,7 +105,9 @@ enum Verdict {
 fn classify(error: &io::Error) -> Verdict {
     use nix::errno::Errno;
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT) => Verdict::Broken,
+        Some(Errno::EBADF | Errno::EINVAL | Errno::ENOTSOCK | Errno::EOPNOTSUPP | Errno::EFAULT) => {
+            Verdict::Broken
+        }
         // accept(2): errors that wait on the new socket are returned by accept and must be treated like EAGAIN.
         Some(
             Errno::ECONNABORTED

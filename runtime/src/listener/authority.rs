@@ -13,7 +13,7 @@
 //! rejected because it would have to be carried along with every release (decision record 0006).
 //!
 //! The shim judges nothing else. What breaks the rules of HTTP/2 is passed on for `h2` to answer; only where it cannot be
-//! passed on faithfully does `h2` get a header block that it answers with COMPRESSION_ERROR.
+//! passed on faithfully does `h2` get a header block that no table can decode, which ends the connection.
 
 use std::io;
 use std::pin::Pin;
@@ -61,7 +61,10 @@ pub struct AuthorityRewriter {
 
 impl std::fmt::Debug for AuthorityRewriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AuthorityRewriter").field("state", &self.state).field("rewriting", &self.rewriting).finish()
+        f.debug_struct("AuthorityRewriter")
+            .field("state", &self.state)
+            .field("rewriting", &self.rewriting)
+            .finish()
     }
 }
 
@@ -232,7 +235,8 @@ impl AuthorityRewriter {
         let Some(mut block) = self.block.take() else { return };
         let payload = &block.frames[payload_from..];
         let first = block.count == 1;
-        let Some((priority, fragment)) = (if first { unwrap(block.flags, payload) } else { Some((None, payload)) })
+        let Some((priority, fragment)) =
+            (if first { unwrap(block.flags, payload) } else { Some((None, payload)) })
         else {
             // Padding or priority do not fit into the frame: h2 refuses it as it is.
             out.extend_from_slice(&block.frames);
@@ -350,7 +354,6 @@ fn names_authority(name: &[u8]) -> bool {
 
 /// The priority and the HPACK in the payload of a HEADERS frame; `None` when it is too short for what its flags
 /// promise.
-#[expect(clippy::type_complexity, reason = "a pair with a name would be used once")]
 fn unwrap(flags: u8, payload: &[u8]) -> Option<(Option<[u8; PRIORITY_LENGTH]>, &[u8])> {
     let (padding, rest) = match flags & PADDED {
         0 => (0, payload),
@@ -449,7 +452,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for AuthorityShim<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for AuthorityShim<I> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(context, bytes)
     }
 
@@ -532,9 +539,15 @@ mod tests {
     }
 
     fn request(authority: &str) -> List {
-        [(":method", "POST"), (":scheme", "http"), (":path", "/S/M"), (":authority", authority), ("te", "trailers")]
-            .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
-            .into()
+        [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/S/M"),
+            (":authority", authority),
+            ("te", "trailers"),
+        ]
+        .map(|(name, value)| (name.as_bytes().to_vec(), value.as_bytes().to_vec()))
+        .into()
     }
 
     fn encode(encoder: &mut Encoder<'_>, list: &List) -> Vec<u8> {
@@ -597,7 +610,8 @@ mod tests {
     fn a_change_of_mind_within_a_connection_keeps_the_tables_apart() {
         let mut encoder = Encoder::new();
         let requests = ["localhost", "/a", "localhost", "b:1", "/a", "/b"].map(request);
-        let input: Vec<u8> = requests.iter().flat_map(|list| headers(1, &encode(&mut encoder, list))).collect();
+        let input: Vec<u8> =
+            requests.iter().flat_map(|list| headers(1, &encode(&mut encoder, list))).collect();
         let wanted: Vec<_> = requests.iter().map(expected).collect();
         assert_eq!(lists(&rewrite(&input, 3)), wanted);
     }
@@ -608,8 +622,21 @@ mod tests {
         // RFC 7541, appendix B.
         let value = "/tmp/x/api.sock";
         let codes: [(u32, u8); 15] = [
-            (0x18, 6), (0x9, 5), (0x29, 6), (0x2b, 6), (0x18, 6), (0x79, 7), (0x18, 6), (0x3, 5), (0x2b, 6), (0x6, 5),
-            (0x17, 6), (0x8, 5), (0x7, 5), (0x4, 5), (0x75, 7),
+            (0x18, 6),
+            (0x9, 5),
+            (0x29, 6),
+            (0x2b, 6),
+            (0x18, 6),
+            (0x79, 7),
+            (0x18, 6),
+            (0x3, 5),
+            (0x2b, 6),
+            (0x6, 5),
+            (0x17, 6),
+            (0x8, 5),
+            (0x7, 5),
+            (0x4, 5),
+            (0x75, 7),
         ];
         let mut bits: Vec<bool> = Vec::new();
         for (code, length) in codes {
@@ -680,7 +707,8 @@ mod tests {
         assert!(is_refused(&headers(1, &[0x3f, 0xe2, 0x1f, 0x82])));
         assert!(!is_refused(&headers(1, &[0x3f, 0xe1, 0x1f, 0x82])));
         // What HPACK does not know.
-        for bad in [&[0x80][..], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &[0xbe], &[0x40], &[0x41, 0x81, 0x00]] {
+        for bad in [&[0x80][..], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &[0xbe], &[0x40], &[0x41, 0x81, 0x00]]
+        {
             assert!(is_refused(&headers(1, bad)), "{bad:?}");
         }
     }
@@ -729,7 +757,10 @@ mod tests {
         (any_list(), 1..5000_usize, prop::option::of(any::<u8>()), any::<bool>())
     }
 
-    fn on_the_wire(encoder: &mut Encoder<'_>, (list, cut, padding, priority): &(List, usize, Option<u8>, bool)) -> Vec<u8> {
+    fn on_the_wire(
+        encoder: &mut Encoder<'_>,
+        (list, cut, padding, priority): &(List, usize, Option<u8>, bool),
+    ) -> Vec<u8> {
         let hpack = encode(encoder, list);
         let cut = (*cut).max(hpack.len() / 50);
         let mut parts = hpack.chunks(cut);

@@ -55,7 +55,11 @@ impl Drop for UnixListenerBound {
 /// # Errors
 /// [`ListenerError::PathTooLong`], [`ListenerError::NotASocket`], [`ListenerError::AlreadyServed`], or
 /// [`ListenerError::Socket`] with the step that failed.
-pub fn bind_unix(path: impl AsRef<Path>, mode: u32, dir_mode: u32) -> Result<UnixListenerBound, ListenerError> {
+pub fn bind_unix(
+    path: impl AsRef<Path>,
+    mode: u32,
+    dir_mode: u32,
+) -> Result<UnixListenerBound, ListenerError> {
     let path = path.as_ref();
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -66,7 +70,8 @@ pub fn bind_unix(path: impl AsRef<Path>, mode: u32, dir_mode: u32) -> Result<Uni
     check_free(path)?;
     let (listener, temporary) = bind_temporary(folder)?;
     let finish = || {
-        fs::set_permissions(&temporary, Permissions::from_mode(mode)).map_err(failed("set the mode of", &temporary))?;
+        fs::set_permissions(&temporary, Permissions::from_mode(mode))
+            .map_err(failed("set the mode of", &temporary))?;
         let identity = identity(&temporary).map_err(failed("inspect", &temporary))?;
         fs::rename(&temporary, path).map_err(failed("put the socket at", path))?;
         Ok(identity)
@@ -92,7 +97,11 @@ fn create_folder(folder: &Path, mode: u32) -> Result<(), ListenerError> {
         return Ok(());
     }
     if let Some(above) = folder.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(above).map_err(failed("create the folder", above))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(above)
+            .map_err(failed("create the folder", above))?;
     }
     match DirBuilder::new().mode(mode).create(folder) {
         // The process's umask has taken bits away.
@@ -115,7 +124,9 @@ fn check_free(path: &Path) -> Result<(), ListenerError> {
     }
     match UnixStream::connect(path) {
         Ok(_) => Err(ListenerError::AlreadyServed { path: path.to_owned() }),
-        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => Ok(()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+            Ok(())
+        }
         Err(error) => Err(failed("find out whether someone serves on", path)(error)),
     }
 }

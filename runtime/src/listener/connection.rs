@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::hash::Hash;
 use std::io;
 use std::pin::{Pin, pin};
@@ -23,6 +24,7 @@ use super::accept::RateLimited;
 use super::registry::{CloseMode, ConnectionRegistry};
 use super::{Http2Options, Peer};
 use crate::shutdown::Shutdown;
+use crate::tasks::chain;
 
 /// What every HTTP/2 client sends first (RFC 9113, section 3.4).
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -148,13 +150,28 @@ impl Server {
     }
 
     /// Counts a connection that came to nothing and says why, at most once a second.
-    pub(super) fn refuse(&self, reason: &'static str, peer: &dyn std::fmt::Display, detail: &dyn std::fmt::Display) {
-        metrics::counter!("bonafide_listener_handshake_failures_total", "listener" => self.name, "reason" => reason)
-            .increment(1);
+    pub(super) fn refuse(&self, reason: &'static str, peer: &dyn fmt::Display, detail: &dyn fmt::Display) {
+        self.count_failure(reason);
         let allowed = self.complaints.lock().unwrap_or_else(PoisonError::into_inner).allow();
         if let Some(suppressed) = allowed {
             tracing::warn!(listener = self.name, %peer, reason, %detail, suppressed, "connection refused");
         }
+    }
+
+    /// The same for a failure on the way. That a peer has simply left is worth no warning: probes of port and socket do that.
+    pub(super) fn give_up(&self, reason: &'static str, peer: &dyn fmt::Display, error: &io::Error) {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        if matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe) {
+            self.count_failure("left");
+            tracing::debug!(listener = self.name, %peer, %error, "the peer left before its first request");
+        } else {
+            self.refuse(reason, peer, &chain(error));
+        }
+    }
+
+    fn count_failure(&self, reason: &'static str) {
+        metrics::counter!("bonafide_listener_handshake_failures_total", "listener" => self.name, "reason" => reason)
+            .increment(1);
     }
 
     /// Ends all connections: GOAWAY at once, then up to `deadline` for running streams, then the end.
@@ -162,7 +179,12 @@ impl Server {
         self.stop.trigger();
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
-            tracing::warn!(listener = self.name, connections = self.tasks.len(), ?deadline, "cutting connections that are still busy");
+            tracing::warn!(
+                listener = self.name,
+                connections = self.tasks.len(),
+                ?deadline,
+                "cutting connections that are still busy"
+            );
             self.abort.cancel();
             self.tasks.wait().await;
         }
@@ -236,7 +258,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Prefaced<I> {
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Prefaced<I> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(context, bytes)
     }
 

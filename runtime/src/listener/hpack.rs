@@ -332,7 +332,8 @@ mod tests {
     #[test]
     fn the_examples_of_the_standard() {
         let mut decoder = Decoder::new(4096);
-        let start = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "www.example.com")];
+        let start =
+            [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "www.example.com")];
         let first = hex("8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff");
         assert_eq!(ours(&mut decoder, &first), Ok(list(&start)));
         let second = hex("8286 84be 5886 a8eb 1064 9cbf");
@@ -387,11 +388,15 @@ mod tests {
             next += 1;
         }
         // Points that appendix B gives: the first code, one in the middle, the end of a string.
-        assert_eq!((codes[48], codes[97], codes[92], codes[256]), ((0, 5), (3, 5), (0x7fff0, 19), (0x3fff_ffff, 30)));
+        assert_eq!(
+            (codes[48], codes[97], codes[92], codes[256]),
+            ((0, 5), (3, 5), (0x7fff0, 19), (0x3fff_ffff, 30))
+        );
         for symbol in 0..=255_u8 {
             let (code, length) = codes[usize::from(symbol)];
             let bits = usize::from(length).next_multiple_of(8);
-            let padded = u64::from(code) << (bits - usize::from(length)) | ((1 << (bits - usize::from(length))) - 1);
+            let padded =
+                u64::from(code) << (bits - usize::from(length)) | ((1 << (bits - usize::from(length))) - 1);
             let bytes = &padded.to_be_bytes()[8 - bits / 8..];
             let mut out = Vec::new();
             assert_eq!((huffman(bytes, &mut out), &out[..]), (Ok(()), &[symbol][..]));
@@ -412,7 +417,8 @@ mod tests {
         ];
         let field = prop_oneof![
             (1..75_u8).prop_map(|index| vec![0x80 | index]),
-            (any::<u8>(), text.clone()).prop_map(|(index, value)| [&[0x41 + index % 60][..], &value].concat()),
+            (any::<u8>(), text.clone())
+                .prop_map(|(index, value)| [&[0x41 + index % 60][..], &value].concat()),
             (text.clone(), text.clone(), prop::sample::select(vec![0x40_u8, 0x00, 0x10]))
                 .prop_map(|(name, value, kind)| [&[kind][..], &name, &value].concat()),
         ];

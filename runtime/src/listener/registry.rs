@@ -65,7 +65,9 @@ impl ConnectionRegistry {
     pub fn close_where(&self, mode: CloseMode, mut chosen: impl FnMut(&Peer) -> bool) -> usize {
         let connections = self.lock();
         let chosen = connections.values().filter(|registered| chosen(&registered.peer));
-        chosen.map(|registered| registered.close.send_modify(|close| *close = (*close).max(Some(mode)))).count()
+        chosen
+            .map(|registered| registered.close.send_modify(|close| *close = (*close).max(Some(mode))))
+            .count()
     }
 
     pub(super) fn register(&self, peer: Arc<Peer>) -> Registration {

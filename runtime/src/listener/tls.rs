@@ -17,7 +17,6 @@ use super::connection::{Prefaced, Quota, Server, next_connection_id};
 use super::{ConnectionRegistry, Http2Options, ListenerError, Peer, TlsPeer};
 use crate::BoxError;
 use crate::shutdown::Shutdown;
-use crate::tasks::chain;
 
 /// How a TLS listener is served.
 #[derive(Clone, Debug)]
@@ -136,14 +135,19 @@ where
     F: Fn(&[CertificateDer<'_>]) -> Result<Option<SpiffeId>, BoxError>,
 {
     /// The stream behind its TLS handshake and HTTP/2 preface, and who is there.
-    async fn run(&self, stream: TcpStream, addr: SocketAddr, server: &Server) -> Option<(ServedStream, Peer)> {
+    async fn run(
+        &self,
+        stream: TcpStream,
+        addr: SocketAddr,
+        server: &Server,
+    ) -> Option<(ServedStream, Peer)> {
         // Small frames must not wait for the acknowledgement of those before them. Failing costs time, nothing else.
         let _ = stream.set_nodelay(true);
         let timeout = self.options.handshake_timeout;
         let mut stream = match tokio::time::timeout(timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                server.refuse("tls", &addr, &chain(&error));
+                server.give_up("tls", &addr, &error);
                 return None;
             }
             Err(_) => {
@@ -161,7 +165,7 @@ where
         };
         let certificates = Arc::new(chain.iter().map(|certificate| certificate.to_vec()).collect());
         if let Err(error) = server.read_preface(&mut stream).await {
-            server.refuse("preface", &addr, &error);
+            server.give_up("preface", &addr, &error);
             return None;
         }
         let peer = TlsPeer { addr, certificates, spiffe_id, connection_id: next_connection_id() };
@@ -188,8 +192,9 @@ mod tests {
 
     #[test]
     fn ages_differ_within_their_bounds() {
-        let ages: Vec<_> =
-            (0..100).map(|connection| jittered(Duration::from_secs(180), 0.1, connection).as_secs()).collect();
+        let ages: Vec<_> = (0..100)
+            .map(|connection| jittered(Duration::from_secs(180), 0.1, connection).as_secs())
+            .collect();
         assert!(ages.iter().all(|age| (162..=198).contains(age)), "{ages:?}");
         let lower = ages.iter().filter(|age| **age < 180).count();
         assert!((40..=60).contains(&lower), "{lower} of 100 below the middle");

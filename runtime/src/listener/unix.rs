@@ -60,9 +60,11 @@ pub async fn serve_unix(
     options: UnixOptions,
     shutdown: Shutdown,
 ) -> Result<(), ListenerError> {
-    let listener = bound
-        .listener()
-        .map_err(|source| ListenerError::Socket { step: "listen on", path: bound.path().to_owned(), source })?;
+    let listener = bound.listener().map_err(|source| ListenerError::Socket {
+        step: "listen on",
+        path: bound.path().to_owned(),
+        source,
+    })?;
     let UnixOptions { name, pin_peers, max_connections_per_user, drain, http2, registry } = options;
     let server = Server::new(name, routes, http2, registry, &shutdown);
     let users = Quota::new(max_connections_per_user);
@@ -90,7 +92,7 @@ pub async fn serve_unix(
             let _share = share;
             if let Err(error) = served.read_preface(&mut stream).await {
                 let peer = format!("pid {} uid {}", cred.pid, cred.uid);
-                return served.refuse("preface", &peer, &error);
+                return served.give_up("preface", &peer, &error);
             }
             let peer = Peer::Unix(UnixPeer { cred, connection_id: next_connection_id() });
             served.serve(Prefaced::new(AuthorityShim::new(stream)), peer, None).await;
@@ -105,7 +107,13 @@ pub async fn serve_unix(
 fn peer_cred(stream: &UnixStream, pin: bool) -> io::Result<PeerCred> {
     let cred = getsockopt(stream, sockopt::PeerCredentials)?;
     let (pidfd, pidfd_origin) = if pin { pidfd(stream, cred.pid())? } else { (None, PidfdOrigin::Absent) };
-    Ok(PeerCred { pid: cred.pid(), uid: cred.uid(), gid: cred.gid(), pidfd: pidfd.map(Arc::new), pidfd_origin })
+    Ok(PeerCred {
+        pid: cred.pid(),
+        uid: cred.uid(),
+        gid: cred.gid(),
+        pidfd: pidfd.map(Arc::new),
+        pidfd_origin,
+    })
 }
 
 fn pidfd(socket: &impl AsFd, pid: i32) -> io::Result<(Option<std::os::fd::OwnedFd>, PidfdOrigin)> {

@@ -172,6 +172,12 @@ struct Shared {
 }
 
 impl LogHandle {
+    /// A handle that changes no log: for code that needs one where no logging has been set up, such as tests.
+    pub fn detached(launch: LogLevel) -> Self {
+        let level = AtomicU8::new(launch as u8);
+        Self { shared: Arc::new(Shared { level, launch, sink: Sink::Stderr }) }
+    }
+
     /// The level in force.
     pub fn current(&self) -> LogLevel {
         self.shared.current()
@@ -256,7 +262,9 @@ fn build(config: LogConfig) -> Result<(Box<dyn Subscriber + Send + Sync>, LogHan
     let layer = tracing_subscriber::fmt::layer().with_writer(Writer(Arc::clone(&shared))).with_ansi(false);
     let subscriber: Box<dyn Subscriber + Send + Sync> = match config.format {
         LogFormat::Text => Box::new(Registry::default().with(layer.with_filter(filter))),
-        LogFormat::Json => Box::new(Registry::default().with(layer.json().flatten_event(true).with_filter(filter))),
+        LogFormat::Json => {
+            Box::new(Registry::default().with(layer.json().flatten_event(true).with_filter(filter)))
+        }
     };
     Ok((subscriber, LogHandle { shared }))
 }
@@ -398,7 +406,8 @@ mod tests {
     fn a_moved_file_is_opened_anew() {
         let folder = tempfile::tempdir().unwrap();
         let (path, moved) = (folder.path().join("log"), folder.path().join("log.1"));
-        let (subscriber, handle) = build(LogConfig { file: Some(path.clone()), ..LogConfig::default() }).unwrap();
+        let (subscriber, handle) =
+            build(LogConfig { file: Some(path.clone()), ..LogConfig::default() }).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!("before");
             std::fs::rename(&path, &moved).unwrap();

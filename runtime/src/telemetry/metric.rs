@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
+use crate::listener::LISTENER_METRICS;
 use crate::shutdown::Shutdown;
 
 /// What kind of number a metric is.
@@ -103,6 +104,7 @@ pub fn metrics() -> MetricsHandle {
             tracing::warn!("another metrics recorder is installed; ours records nothing");
         }
         describe(RUNTIME_METRICS);
+        describe(LISTENER_METRICS);
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         metrics::gauge!("process_start_time_seconds").set(started.as_secs_f64());
         handle
@@ -162,7 +164,8 @@ pub fn describe(table: &[MetricDoc]) {
 pub fn markdown(tables: &[&[MetricDoc]]) -> String {
     let mut docs: Vec<_> = tables.iter().flat_map(|table| table.iter()).collect();
     docs.sort_by_key(|doc| doc.name);
-    let mut text = String::from("| metric | kind | unit | labels | meaning | stability |\n|---|---|---|---|---|---|\n");
+    let mut text =
+        String::from("| metric | kind | unit | labels | meaning | stability |\n|---|---|---|---|---|---|\n");
     for doc in docs {
         let kind = match doc.kind {
             MetricKind::Counter => "counter",
@@ -225,6 +228,9 @@ mod tests {
         let rows: Vec<_> = text.lines().skip(2).collect();
         assert_eq!(rows.len(), RUNTIME_METRICS.len());
         assert!(rows.is_sorted());
-        assert_eq!(rows[0], "| `process_max_fds` | gauge |  |  | File descriptors that the process may hold. | stable |");
+        assert_eq!(
+            rows[0],
+            "| `process_max_fds` | gauge |  |  | File descriptors that the process may hold. | stable |"
+        );
     }
 }

@@ -21,29 +21,34 @@ use tonic_prost::ProstCodec;
 
 /// `Unary` answers with who called; `Watch` sends each new version of a text for as long as it is read; `Hang` never answers.
 #[derive(Clone)]
-pub struct Echo {
-    pub text: watch::Sender<String>,
+pub(crate) struct Echo {
+    pub(crate) text: watch::Sender<String>,
     /// Streams and calls that are open.
-    pub open: Arc<AtomicUsize>,
+    pub(crate) open: Arc<AtomicUsize>,
+    /// Calls of `Unary` that arrived.
+    pub(crate) arrived: Arc<AtomicUsize>,
 }
 
 impl Echo {
-    pub fn new() -> Self {
-        Self { text: watch::Sender::new("first".into()), open: Arc::default() }
+    pub(crate) fn new() -> Self {
+        Self { text: watch::Sender::new("first".into()), open: Arc::default(), arrived: Arc::default() }
     }
 
-    pub fn routes(&self) -> Routes {
+    pub(crate) fn routes(&self) -> Routes {
         Routes::new(self.clone())
     }
 
     /// Waits until so many streams and calls are open.
-    pub async fn wait_open(&self, count: usize) {
+    pub(crate) async fn wait_open(&self, count: usize) {
         level(|| self.open.load(Ordering::SeqCst), |open| *open == count).await;
     }
 }
 
 /// Waits for a level, and says the last one seen when it does not come.
-pub async fn level<T: std::fmt::Debug>(mut look: impl FnMut() -> T, reached: impl Fn(&T) -> bool) -> T {
+pub(crate) async fn level<T: std::fmt::Debug>(
+    mut look: impl FnMut() -> T,
+    reached: impl Fn(&T) -> bool,
+) -> T {
     let begin = std::time::Instant::now();
     loop {
         let seen = look();
@@ -75,7 +80,10 @@ impl tower::Service<Request<tonic::body::Body>> for Echo {
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
             Ok(match request.uri().path() {
-                "/test.Echo/Unary" => grpc.unary(Unary { authority }, request).await,
+                "/test.Echo/Unary" => {
+                    echo.arrived.fetch_add(1, Ordering::SeqCst);
+                    grpc.unary(Unary { authority }, request).await
+                }
                 "/test.Echo/Watch" => grpc.server_streaming(Watch(echo), request).await,
                 _ => grpc.unary(Hang(echo), request).await,
             })
@@ -99,7 +107,10 @@ impl tower::Service<tonic::Request<String>> for Unary {
     fn call(&mut self, request: tonic::Request<String>) -> Self::Future {
         let peer = request.extensions().get::<Arc<Peer>>().map(|peer| match &**peer {
             Peer::Unix(peer) => {
-                format!("pid={} uid={} gid={} origin={:?}", peer.cred.pid, peer.cred.uid, peer.cred.gid, peer.cred.pidfd_origin)
+                format!(
+                    "pid={} uid={} gid={} origin={:?}",
+                    peer.cred.pid, peer.cred.uid, peer.cred.gid, peer.cred.pidfd_origin
+                )
             }
             Peer::Tls(peer) => format!(
                 "ip={} certificates={} id={}",
@@ -179,12 +190,12 @@ impl tower::Service<tonic::Request<String>> for Hang {
 }
 
 /// Calls `Unary`.
-pub async fn unary(channel: &Channel, text: &str) -> Result<String, Status> {
+pub(crate) async fn unary(channel: &Channel, text: &str) -> Result<String, Status> {
     call(channel, "/test.Echo/Unary", text).await
 }
 
 /// Calls `Hang`.
-pub async fn hang(channel: &Channel) -> Result<String, Status> {
+pub(crate) async fn hang(channel: &Channel) -> Result<String, Status> {
     call(channel, "/test.Echo/Hang", "").await
 }
 
@@ -197,16 +208,18 @@ async fn call(channel: &Channel, path: &'static str, text: &str) -> Result<Strin
 }
 
 /// Opens `Watch`.
-pub async fn watch(channel: &Channel) -> Result<Streaming<String>, Status> {
+pub(crate) async fn watch(channel: &Channel) -> Result<Streaming<String>, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let codec = ProstCodec::<String, String>::default();
     let path = http::uri::PathAndQuery::from_static("/test.Echo/Watch");
-    grpc.server_streaming(tonic::Request::new(String::new()), path, codec).await.map(tonic::Response::into_inner)
+    grpc.server_streaming(tonic::Request::new(String::new()), path, codec)
+        .await
+        .map(tonic::Response::into_inner)
 }
 
 /// A channel to a Unix socket, as tonic makes it.
-pub async fn connect_unix(path: &Path) -> Result<Channel, tonic::transport::Error> {
+pub(crate) async fn connect_unix(path: &Path) -> Result<Channel, tonic::transport::Error> {
     let path = path.to_owned();
     Endpoint::from_static("http://localhost")
         .connect_with_connector(tower::service_fn(move |_: Uri| {

@@ -34,6 +34,10 @@ async fn supervisors_are_answered() {
     assert!(ask(addr, &get("/live")).await.starts_with("HTTP/1.1 500 "));
     let answer = ask(addr, &get("/metrics")).await;
     assert!(answer.contains("process_resident_memory_bytes "), "{answer}");
+    assert!(answer.contains("bonafide_listener_accept_errors_total{listener=\"health\"} 0"), "{answer}");
+    for name in answer.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        assert!(answer.contains(&format!("# HELP {name} ")), "{name} is in no table of metrics");
+    }
 
     let large = format!("GET /live HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(20_000));
     let answer = ask(addr, &large).await;

@@ -77,7 +77,11 @@ async fn shutdown_lets_running_streams_speak_and_ends_them_at_the_deadline() {
     assert_eq!(stream.next().await.unwrap().unwrap(), "last words");
 
     let path = served.path();
-    tokio::time::timeout(Duration::from_secs(10), served.task).await.expect("shutdown ends").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(10), served.task)
+        .await
+        .expect("shutdown ends")
+        .unwrap()
+        .unwrap();
     assert!(begin.elapsed() >= Duration::from_millis(700), "cut after {:?}", begin.elapsed());
     assert!(!path.exists());
     served.echo.wait_open(0).await;
@@ -91,7 +95,11 @@ async fn shutdown_without_streams_is_quick() {
     let channel = connect_unix(&served.path()).await.unwrap();
     unary(&channel, "x").await.unwrap();
     served.shutdown.trigger();
-    tokio::time::timeout(Duration::from_secs(5), served.task).await.expect("nothing to wait for").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(5), served.task)
+        .await
+        .expect("nothing to wait for")
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]
@@ -113,7 +121,8 @@ async fn the_application_closes_connections_gently_or_at_once() {
 #[tokio::test]
 async fn who_says_nothing_or_something_else_is_put_out() {
     let served = serve(|options| {
-        options.http2 = Http2Options { preface_timeout: Duration::from_millis(200), ..Http2Options::default() };
+        options.http2 =
+            Http2Options { preface_timeout: Duration::from_millis(200), ..Http2Options::default() };
     });
     for first in ["", "PRI * HTTP/2.0\r\n", "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let mut stream = tokio::net::UnixStream::connect(served.path()).await.unwrap();

@@ -5,28 +5,37 @@
 //!   the log file, and creation adds it on the folders.
 //! * sled moves a page that is larger than an eighth of a mebibyte into a file of its own under `blobs/`, which it never
 //!   syncs. A page holds up to seventeen values, so values are cut into pieces of [`PIECE`] bytes: no page gets there.
+//! * sled cannot open a database whose last opening was interrupted while it wrote a snapshot; see [`prepare`].
 //! * sled opens a shortened log as an older or an empty database without a word. The layer above finds that out (see
 //!   `store::expect`); here only the panics are caught, by the wrapper that every driver gets.
 //!
 //! Layout of keys: `1 key` holds a whole value or the first piece of one, `2 length key number` the further pieces.
 
 use std::collections::HashMap;
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
+use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
 
 use super::{Batch, KeyValue, KvError, Range, Visitor, sync_folder};
 
 /// Longest value under one key of sled.
 const PIECE: usize = 4096;
+/// How long sled's threads may take to let go of a database.
+const LINGER: Duration = Duration::from_secs(5);
 const WHOLE: u8 = 0;
 const CUT: u8 = 1;
 const HEAD: u8 = 1;
 const TAIL: u8 = 2;
 
 struct Sled {
-    database: sled::Db,
+    /// `None` only while it is dropped.
+    database: Option<sled::Db>,
     /// The log, opened once more to be synced.
     log: File,
     /// Number of further pieces of each value that is cut.
@@ -40,6 +49,7 @@ pub(super) fn data_file(path: &Path) -> PathBuf {
 
 pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Box<dyn KeyValue>, KvError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(KvError::from_io)?;
+    prepare(path).map_err(KvError::from_io)?;
     let database = sled::Config::new()
         .path(path)
         .cache_capacity(cache_bytes)
@@ -54,15 +64,39 @@ pub(super) fn open(path: &Path, cache_bytes: u64) -> Result<Box<dyn KeyValue>, K
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         sync_folder(parent)?;
     }
-    let mut opened = Sled { database, log, cut: HashMap::new() };
+    let mut opened = Sled { database: Some(database), log, cut: HashMap::new() };
     opened.cut = opened.cut_values()?;
     Ok(Box::new(opened))
 }
 
+/// Makes it safe for sled to recover what a predecessor left.
+///
+/// sled takes a snapshot file that it did not finish (killed, or no space) for a damaged one and refuses to open ever
+/// after; such a file is never needed. And it trusts a snapshot to be older than what is durable of the log, so what a
+/// killed predecessor left in the system's cache is synced before a snapshot is made of it.
+fn prepare(path: &Path) -> io::Result<()> {
+    for found in fs::read_dir(path)? {
+        let found = found?;
+        let name = found.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating")) {
+            fs::remove_file(found.path())?;
+        }
+    }
+    match File::open(data_file(path)) {
+        Ok(log) => log.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 impl Sled {
+    fn database(&self) -> &sled::Db {
+        self.database.as_ref().expect("taken only by drop")
+    }
+
     fn cut_values(&self) -> Result<HashMap<Vec<u8>, u32>, KvError> {
         let mut cut = HashMap::new();
-        for record in self.database.scan_prefix([TAIL]) {
+        for record in self.database().scan_prefix([TAIL]) {
             let (key, _) = record.map_err(from_sled)?;
             let owner = key
                 .get(1..5)
@@ -83,7 +117,7 @@ impl Sled {
                 let count = u32::from_be_bytes([count[0], count[1], count[2], count[3]]);
                 let mut value = first.to_vec();
                 for number in 0..count {
-                    let piece = self.database.get(tail_key(key, number)).map_err(from_sled)?;
+                    let piece = self.database().get(tail_key(key, number)).map_err(from_sled)?;
                     let piece =
                         piece.ok_or_else(|| KvError::Damaged("a piece of a value is missing".into()))?;
                     value.extend_from_slice(&piece);
@@ -97,7 +131,7 @@ impl Sled {
 
 impl KeyValue for Sled {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-        let head = self.database.get(head_key(key)).map_err(from_sled)?;
+        let head = self.database().get(head_key(key)).map_err(from_sled)?;
         head.map(|head| self.whole(key, &head)).transpose()
     }
 
@@ -107,7 +141,7 @@ impl KeyValue for Sled {
         }
         let to = range.to.as_deref().map_or_else(|| vec![HEAD + 1], head_key);
         let bounds = (Bound::Included(head_key(&range.from)), Bound::Excluded(to));
-        for record in self.database.range::<Vec<u8>, _>(bounds) {
+        for record in self.database().range::<Vec<u8>, _>(bounds) {
             let (stored_key, head) = record.map_err(from_sled)?;
             let key = &stored_key[1..];
             let flow = match head.split_first() {
@@ -151,13 +185,28 @@ impl KeyValue for Sled {
                 operations.remove(tail_key(key, number));
             }
         }
-        self.database.apply_batch(operations).map_err(from_sled)?;
-        self.database.flush().map_err(from_sled)?;
+        self.database().apply_batch(operations).map_err(from_sled)?;
+        self.database().flush().map_err(from_sled)?;
         self.log.sync_all().map_err(KvError::from_io)
     }
 
     fn size(&self) -> Result<u64, KvError> {
-        self.database.size_on_disk().map_err(from_sled)
+        self.database().size_on_disk().map_err(from_sled)
+    }
+}
+
+impl Drop for Sled {
+    /// sled's own threads hold on to the database, and to its lock, for a moment after the last handle is gone. Who
+    /// drops a database may want to open it again, so this waits for them.
+    fn drop(&mut self) {
+        drop(self.database.take());
+        let start = Instant::now();
+        while start.elapsed() < LINGER {
+            match rustix::fs::flock(&self.log, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => thread::sleep(Duration::from_millis(1)),
+                _ => return,
+            }
+        }
     }
 }
 

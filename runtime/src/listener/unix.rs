@@ -128,10 +128,31 @@ fn pidfd(socket: &impl AsFd, pid: i32) -> io::Result<(Option<std::os::fd::OwnedF
 }
 
 fn opened_pidfd(pid: i32) -> io::Result<(Option<std::os::fd::OwnedFd>, PidfdOrigin)> {
-    let Some(pid) = Pid::from_raw(pid) else { return Ok((None, PidfdOrigin::Absent)) };
+    // A negative number would be a process group, which no peer is.
+    let Some(pid) = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw) else {
+        return Ok((None, PidfdOrigin::Absent));
+    };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => Ok((Some(pidfd), PidfdOrigin::Opened)),
         Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => Ok((None, PidfdOrigin::Absent)),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What kernels before 6.5 are served with.
+    #[test]
+    fn a_pidfd_is_opened_from_the_id_where_the_socket_has_none() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let (pidfd, origin) = opened_pidfd(own).unwrap();
+        assert!(pidfd.is_some() && origin == PidfdOrigin::Opened);
+        // Not visible, not an ID, and beyond the largest that the kernel gives.
+        for pid in [0, -1, i32::MAX] {
+            let (pidfd, origin) = opened_pidfd(pid).unwrap();
+            assert!(pidfd.is_none() && origin == PidfdOrigin::Absent, "{pid}: {origin:?}");
+        }
     }
 }

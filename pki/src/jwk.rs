@@ -19,7 +19,7 @@ pub struct Jwk {
     #[serde(rename = "use", default, skip_serializing_if = "Option::is_none")]
     pub key_use: Option<String>,
     /// The family: `EC` or `RSA`.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kty: String,
     /// The key ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]

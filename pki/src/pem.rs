@@ -49,16 +49,18 @@ pub fn decode_all(text: &[u8]) -> Result<Vec<(String, Vec<u8>)>, PemError> {
     let mut lines = text.lines().map(str::trim);
     while let Some(line) = lines.next() {
         let Some(label) = marker(line, BEGIN) else { continue };
-        let mut body = Zeroizing::new(String::new());
+        let mut parts = Vec::new();
         loop {
             let line = lines.next().ok_or_else(|| PemError::Unfinished(label.to_owned()))?;
             match marker(line, END) {
                 Some(end) if end == label => break,
                 Some(_) => return Err(PemError::Unfinished(label.to_owned())),
                 None if line.starts_with(BEGIN) => return Err(PemError::Unfinished(label.to_owned())),
-                None => body.extend(line.split_ascii_whitespace()),
+                None => parts.extend(line.split_ascii_whitespace()),
             }
         }
+        // Joined in one piece: it may be a private key, and growing would leave copies behind.
+        let body = Zeroizing::new(parts.concat());
         let content =
             BASE64.decode(body.as_bytes()).map_err(|_: DecodeError| PemError::NotBase64(label.to_owned()))?;
         blocks.push((label.to_owned(), content));

@@ -69,9 +69,24 @@ impl Inner {
         let mut current = self.lock();
         let mut next = current.clone();
         change(&mut next);
-        write(&self.path, &next)?;
-        *current = next;
-        Ok(())
+        match write(&self.path, &next) {
+            Ok(()) => {
+                *current = next;
+                Ok(())
+            }
+            Err(failure) => {
+                if failure.replaced {
+                    // The new keys stand in the file although nobody may use them: put the old ones back. When that
+                    // fails too, the first failure is still the one to report.
+                    let _ = write(&self.path, &current);
+                }
+                Err(io_error(
+                    &self.path,
+                    "could not be written; the keys in it are unchanged",
+                    failure.source,
+                ))
+            }
+        }
     }
 }
 
@@ -172,31 +187,43 @@ fn read(path: &Path) -> Result<Keys, KeyError> {
         .collect()
 }
 
-fn write(path: &Path, keys: &Keys) -> Result<(), KeyError> {
+/// A write that failed before or after the new file took the place of the old one.
+struct WriteFailure {
+    replaced: bool,
+    source: io::Error,
+}
+
+impl From<io::Error> for WriteFailure {
+    fn from(source: io::Error) -> Self {
+        Self { replaced: false, source }
+    }
+}
+
+fn write(path: &Path, keys: &Keys) -> Result<(), WriteFailure> {
     let stored = StoredRef { keys: Encoded(keys) };
     let mut text = Zeroizing::new(Vec::with_capacity(256 + keys.len() * 4096));
-    serde_json::to_writer(&mut *text, &stored)
-        .map_err(|error| io_error(path, "could not be encoded", io::Error::other(error)))?;
+    serde_json::to_writer(&mut *text, &stored).map_err(io::Error::other)?;
 
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
+    // A leftover of a crash could have another mode or be a link: never write into it.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
     let written = (|| {
-        // A leftover of a crash could have another mode or be a link: never write into it.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;
-        fs::rename(&new, path)?;
-        File::open(folder(path))?.sync_all()
+        fs::rename(&new, path)
     })();
-    written.map_err(|source| {
+    if let Err(source) = written {
         let _ = fs::remove_file(&new);
-        io_error(path, "could not be written; the keys in it are unchanged", source)
-    })
+        return Err(source.into());
+    }
+    let flushed = File::open(folder(path)).and_then(|folder| folder.sync_all());
+    flushed.map_err(|source| WriteFailure { replaced: true, source })
 }
 
 fn folder(path: &Path) -> &Path {

@@ -180,6 +180,19 @@ impl X509Issuer {
         !self.chain.is_empty()
     }
 
+    /// Checks that peers with these roots would accept at `now` what this authority signs: an upstream authority must
+    /// give a chain that leads to the roots that it gives.
+    ///
+    /// # Errors
+    /// [`X509Error::Authority`].
+    pub fn check_roots(&self, roots: &TrustRoots, now: Timestamp) -> Result<(), X509Error> {
+        let chain = self.chain_for_leaf(self.throw_away_leaf()?);
+        match verify_chain(&chain, roots, now) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(X509Error::Authority(format!("its chain does not lead to its roots: {error}"))),
+        }
+    }
+
     fn check_validity(&self, not_before: Timestamp, not_after: Timestamp) -> Result<(), X509Error> {
         if not_after.unix_seconds() <= not_before.unix_seconds() {
             return Err(X509Error::Profile("the validity ends before it begins".to_owned()));
@@ -216,6 +229,19 @@ impl X509Issuer {
             Err(VerifyError::Signature) => Err(refused("its key does not verify what the signer signs")),
             Err(error) => Err(refused(&format!("peers would refuse what it signs: {error}"))),
         }
+    }
+
+    /// A leaf for the authority's own key, as long as the authority; it never leaves the process.
+    fn throw_away_leaf(&self) -> Result<Vec<u8>, X509Error> {
+        self.issue(&LeafProfile {
+            spiffe_id: &self.trust_domain.server_id(),
+            dns_names: &[],
+            subject: Subject::Default,
+            public_key: self.signer.public_key(),
+            not_before: self.not_before,
+            not_after: self.not_after,
+            serial: SerialNumber::from(1_u128),
+        })
     }
 }
 

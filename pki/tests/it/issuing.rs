@@ -245,6 +245,10 @@ fn chains_of_authorities_hold_without_the_root() {
         let server =
             X509Issuer::new(&trust_domain, server_ca.clone(), vec![server_ca.clone()], server_key).unwrap();
         assert!(server.has_upstream());
+        server.check_roots(&TrustRoots::from_der([&root[..]]).unwrap(), at(0)).unwrap();
+        let strangers = TrustRoots::from_der([authority(KeyType::EcP256).certificate()]).unwrap();
+        let error = server.check_roots(&strangers, at(0)).unwrap_err().to_string();
+        assert!(error.contains("its chain does not lead to its roots"), "{error}");
 
         let roots = Arc::new(TrustRoots::from_der([&root[..]]).unwrap());
         let trusted = |_: &TrustDomain| Some(roots.clone());

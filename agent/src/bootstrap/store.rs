@@ -126,7 +126,11 @@ impl DataFile {
 /// # Errors
 /// What is wrong with it, as text.
 pub fn parse(content: &[u8]) -> Result<AgentData, String> {
-    let document: Document = serde_json::from_slice(content).map_err(|error| error.to_string())?;
+    // Through a map: a structure would be read from a list as well.
+    let members: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(content).map_err(|error| error.to_string())?;
+    let document =
+        Document::deserialize(serde_json::Value::Object(members)).map_err(|error| error.to_string())?;
     let decode = |name: &str, items: Option<Vec<String>>| {
         let mut certificates = Vec::new();
         for item in items.unwrap_or_default() {

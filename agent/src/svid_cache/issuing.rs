@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bonafide_identity::rotation::renewal_after_issue;
 use bonafide_identity::{Entry, Timestamp, renewal_instant};
@@ -72,7 +73,10 @@ impl Issuing {
         let x509 = self.sign_kind::<X509>(occasion).await;
         let wit = match self.sign_kind::<Wit>(occasion).await {
             // A server that cannot sign WIT-SVIDs is as good as any other; whoever asked is told.
-            Err(error) if error.is_unimplemented() => Ok(0),
+            Err(error) if error.is_unimplemented() => {
+                self.cache.wit_is_unsupported();
+                Ok(0)
+            }
             wit => wit,
         };
         Ok(x509? + wit?)
@@ -146,6 +150,12 @@ impl Issuing {
         Ok(signed)
     }
 
+    /// An SVID that is due the moment it comes, because the clocks of agent and server differ by more than half its life,
+    /// must not make the agent ask without pause.
+    fn not_at_once(&self, renew_at: Timestamp) -> Timestamp {
+        renew_at.max(self.clock.now().saturating_add(LEAST_LIFE))
+    }
+
     /// Makes keys and requests off the async threads: an RSA key takes seconds.
     async fn prepare<K: Issue>(
         &self,
@@ -208,7 +218,7 @@ impl Issue for X509 {
             id: entry.spiffe_id.clone(),
             key: Bytes::from_owner(key.expose_pkcs8()),
             not_after: leaf.not_after,
-            renew_at: renewal_instant(leaf.not_before, leaf.not_after, draw, target),
+            renew_at: issuing.not_at_once(renewal_instant(leaf.not_before, leaf.not_after, draw, target)),
             issuers: issuers(&chain).collect(),
             chain: chain.concat().into(),
         })
@@ -249,7 +259,12 @@ impl Issue for Wit {
             id: response.id,
             key: jwk::private_key_to_jwk(&key, algorithm(&key)),
             not_after,
-            renew_at: renewal_after_issue(issued_at, not_after, issuing.random.u64(), None),
+            renew_at: issuing.not_at_once(renewal_after_issue(
+                issued_at,
+                not_after,
+                issuing.random.u64(),
+                None,
+            )),
             key_id: key_id(&response.token).unwrap_or_default(),
             token: response.token,
         })
@@ -265,5 +280,6 @@ fn algorithm(key: &PrivateKey) -> JwsAlgorithm {
     }
 }
 
+const LEAST_LIFE: Duration = Duration::from_millis(500);
 /// What the server takes at most.
 const MAX_BATCH: usize = 500;

@@ -125,6 +125,8 @@ struct State {
     bundles: Option<Arc<Bundles>>,
     groups: HashMap<GroupKey, Group>,
     uses: u64,
+    /// The server has said that it does not sign WIT-SVIDs.
+    no_wit: bool,
     taint_window: Option<(Timestamp, usize)>,
 }
 
@@ -201,6 +203,9 @@ impl SvidCache {
         let changed = state.replace_entries(entries);
         let bundles = Arc::new(bundles);
         let before = state.bundles.replace(Arc::clone(&bundles));
+        if before.as_ref().is_none_or(|before| before.own.wit != bundles.own.wit) {
+            state.no_wit = false;
+        }
         let parts = match &before {
             Some(before) => bundles.changes(before),
             None => BTreeMap::new(),
@@ -277,13 +282,32 @@ impl SvidCache {
         due
     }
 
-    /// When the next SVID is to be renewed.
+    /// Remembers that the server does not sign WIT-SVIDs, and tells those who wait for one. Forgotten when the WIT
+    /// authorities of the own bundle change.
+    pub fn wit_is_unsupported(&self) {
+        let mut state = self.lock();
+        state.no_wit = true;
+        for (_, group) in state.groups.iter().filter(|((_, interest), _)| *interest == Interest::Wit) {
+            group.wake.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Whether the server signs WIT-SVIDs: it publishes authorities for them and has not said otherwise.
     #[must_use]
-    pub fn next_renewal(&self) -> Option<Timestamp> {
+    pub fn supports_wit(&self) -> bool {
         let state = self.lock();
-        let x509 = state.held.values().filter_map(|held| held.x509.0.svid()).map(|svid| svid.renew_at);
-        let wit = state.held.values().filter_map(|held| held.wit.0.svid()).map(|svid| svid.renew_at);
-        x509.chain(wit).min()
+        let publishes =
+            state.bundles.as_ref().is_some_and(|bundles| !bundles.own.bundle.wit_authorities.is_empty());
+        publishes && !state.no_wit
+    }
+
+    /// When the next SVID is to be renewed; now or earlier when one is overdue. One whose renewal has failed waits for the
+    /// next regular look instead.
+    #[must_use]
+    pub fn next_renewal(&self, now: Timestamp) -> Option<Timestamp> {
+        let state = self.lock();
+        let held = state.held.values();
+        held.flat_map(|held| [held.x509.0.next_renewal(now), held.wit.0.next_renewal(now)]).flatten().min()
     }
 
     /// Takes what the server signed, or failed to sign, for these states of the entries.

@@ -169,6 +169,11 @@ impl<S: Svid> Slot<S> {
         }
     }
 
+    pub(super) fn next_renewal(&self, now: Timestamp) -> Option<Timestamp> {
+        let at = self.svid.as_ref()?.renew_at();
+        (self.failures == 0 || at > now).then_some(at)
+    }
+
     /// Takes an SVID that was signed for this state of the entry.
     pub(super) fn put(&mut self, svid: S, signed_for: &Entry, tainted: &Tainted) {
         self.tainted = svid.is_tainted(tainted);

@@ -1,0 +1,300 @@
+//! The composition root: build, attest, serve.
+//!
+//! Sockets are bound first, so that a wrong path or another agent in its place is found out before a join token is spent;
+//! they answer once the first synchronisation is done, and callers wait until then.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bonafide_pki::{KeyError, Random, SystemRandom, tls};
+use bonafide_proto::health::v1::health_server::HealthServer;
+use bonafide_proto::spire::agent::debug::v1::debug_server::DebugServer;
+use bonafide_proto::spire::agent::logger::v1::logger_server::LoggerServer;
+use bonafide_runtime::clock::{SharedClock, SystemClock};
+use bonafide_runtime::health::{Readiness, serve_http};
+use bonafide_runtime::listener::{ListenerError, UnixListenerBound, UnixOptions, bind_unix, serve_unix};
+use bonafide_runtime::shutdown::Shutdown;
+use bonafide_runtime::tasks::{TaskError, TaskGroup};
+use bonafide_runtime::telemetry::{self, LogHandle};
+use tokio::net::TcpListener;
+use tonic::service::{Routes, RoutesBuilder};
+
+use crate::api::admin::{DebugService, LoggerService};
+use crate::api::health::HealthService;
+use crate::api::reflection;
+use crate::api::workload::WorkloadApi;
+use crate::bootstrap::store::{DataFile, StoreError};
+use crate::bootstrap::{AttestPatience, BootstrapError, bootstrap, key_manager};
+use crate::config::Config;
+use crate::own_svid::{OwnSvid, Surroundings};
+use crate::server_client::{Connector, Identity, ServerClient};
+use crate::svid_cache::SvidCache;
+use crate::svid_cache::issuing::Issuing;
+use crate::svid_cache::tokens::JwtSvids;
+use crate::sync::{FatalError, LastSync, Sync};
+use crate::workload_attestor::WorkloadAttestors;
+use crate::{drivers, metrics};
+
+/// Why the agent did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A socket.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// The address for health and metrics.
+    #[error("cannot listen on {address} for health and metrics")]
+    Health {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The data folder.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The keys in the data folder.
+    #[error("cannot use the keys in {folder}")]
+    Keys {
+        /// The data folder.
+        folder: PathBuf,
+        /// Why not.
+        #[source]
+        source: KeyError,
+    },
+    /// The agent did not get its SVID.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The server does not want this agent.
+    #[error(transparent)]
+    Fatal(#[from] FatalError),
+    /// The descriptors for reflection.
+    #[error("cannot describe the services")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    /// The shutdown was triggered before the agent was up.
+    #[error("stopped before the agent was up")]
+    Stopped,
+}
+
+/// What tests and embedders may choose. The default is what the daemon runs with.
+pub struct Overrides {
+    /// The time.
+    pub clock: SharedClock,
+    /// Randomness.
+    pub random: Arc<dyn Random>,
+    /// The log of the process; without it the admin socket has no Logger service.
+    pub log: Option<LogHandle>,
+    /// How long a first attestation is tried.
+    pub patience: AttestPatience,
+    /// Workload attestors in place of the configured ones.
+    pub workload_attestors: Option<WorkloadAttestors>,
+    /// Ends the agent.
+    pub shutdown: Shutdown,
+    /// How long running streams may go on when the agent ends.
+    pub drain: Duration,
+}
+
+impl Default for Overrides {
+    fn default() -> Self {
+        Self {
+            clock: SystemClock::shared(),
+            random: Arc::new(SystemRandom),
+            log: None,
+            patience: AttestPatience::default(),
+            workload_attestors: None,
+            shutdown: Shutdown::new(),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A running agent.
+pub struct Agent {
+    own: OwnSvid,
+    cache: Arc<SvidCache>,
+    readiness: Readiness,
+    tasks: TaskGroup,
+    shutdown: Shutdown,
+    drain: Duration,
+}
+
+impl Agent {
+    /// Starts an agent. When this returns it serves.
+    ///
+    /// # Errors
+    /// [`StartError`]. Nothing is left running.
+    pub async fn start(config: Config, overrides: Overrides) -> Result<Self, StartError> {
+        let started = Instant::now();
+        let Overrides { clock, random, log, patience, workload_attestors, shutdown, drain } = overrides;
+        metrics::describe_all();
+        let readiness = Readiness::new();
+        let sync_ready = readiness.register("agent");
+        let bound = Bound::bind(&config).await?;
+        let mut tasks = TaskGroup::new(shutdown.clone());
+        if let Some(listener) = bound.health {
+            let serve = serve_http(listener, readiness.clone(), telemetry::metrics(), shutdown.clone());
+            tasks.spawn("health", async move { Ok(serve.await?) });
+        }
+
+        let identity = Identity::empty();
+        let trust = tls::TrustStore::empty();
+        let connector = Connector::new(
+            config.server.clone(),
+            config.trust_domain.clone(),
+            trust.clone(),
+            Arc::clone(&clock),
+        );
+        let client = ServerClient::new(connector.clone(), identity.clone());
+        let surroundings = Surroundings {
+            trust_domain: config.trust_domain.clone(),
+            file: DataFile::open(&config.data_dir)?,
+            keys: key_manager(&config.data_dir)
+                .map_err(|source| StartError::Keys { folder: config.data_dir.clone(), source })?,
+            attestor: drivers::node_attestor(&config.node_attestor, &random),
+            connector,
+            identity,
+            trust: trust.clone(),
+            clock: Arc::clone(&clock),
+            random: Arc::clone(&random),
+        };
+        let own = tokio::select! {
+            () = shutdown.triggered() => return Err(StartError::Stopped),
+            own = bootstrap(&surroundings, &config.bootstrap, patience) => own?,
+        };
+
+        let cache = Arc::new(SvidCache::new(config.svid.x509_cache_size));
+        let tokens = Arc::new(JwtSvids::new(
+            client.clone(),
+            Arc::clone(&clock),
+            Arc::clone(&random),
+            config.svid.jwt_cache_size,
+        ));
+        let issuing = Issuing::new(
+            Arc::clone(&cache),
+            client.clone(),
+            Arc::clone(&clock),
+            Arc::clone(&random),
+            config.svid,
+        );
+        let last_sync = LastSync::default();
+        let sync = Sync {
+            trust_domain: config.trust_domain.clone(),
+            own: own.clone(),
+            client,
+            trust,
+            cache: Arc::clone(&cache),
+            tokens: Arc::clone(&tokens),
+            issuing,
+            clock: Arc::clone(&clock),
+            random,
+            interval: config.sync_interval,
+            last: last_sync.clone(),
+            readiness: sync_ready,
+        };
+        sync.first(&shutdown).await?;
+        if shutdown.is_triggered() {
+            return Err(StartError::Stopped);
+        }
+        let until = shutdown.clone();
+        tasks.spawn("sync", async move { Ok(sync.run(until).await?) });
+
+        let workload_api = WorkloadApi {
+            cache: Arc::clone(&cache),
+            tokens: Arc::clone(&tokens),
+            attestors: workload_attestors
+                .unwrap_or_else(|| drivers::workload_attestors(&config.workload_attestors, &clock)),
+            clock,
+            shutdown: shutdown.clone(),
+            allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
+            allowed_foreign_jwt_claims: Arc::new(config.allowed_foreign_jwt_claims.into_iter().collect()),
+        };
+        let mut routes = RoutesBuilder::default();
+        workload_api.serve(&mut routes);
+        routes.add_service(HealthServer::new(HealthService::new(readiness.clone())));
+        reflection(&mut routes).map_err(StartError::Reflection)?;
+        serve(&mut tasks, "workload-api", bound.workload, routes.routes(), drain);
+
+        if let Some(socket) = bound.admin {
+            let mut routes = RoutesBuilder::default();
+            let (own, cache) = (own.clone(), Arc::clone(&cache));
+            routes.add_service(DebugServer::new(DebugService { own, cache, tokens, last_sync, started }));
+            routes.add_service(HealthServer::new(HealthService::new(readiness.clone())));
+            if let Some(log) = log {
+                routes.add_service(LoggerServer::new(LoggerService { log }));
+            }
+            serve(&mut tasks, "admin", socket, routes.routes(), drain);
+        }
+        tracing::info!(id = %own.id(), socket = %config.workload_socket.display(), "the agent serves");
+        Ok(Self { own, cache, readiness, tasks, shutdown, drain })
+    }
+
+    /// The agent's own SVID.
+    #[must_use]
+    pub fn own_svid(&self) -> &OwnSvid {
+        &self.own
+    }
+
+    /// What the agent holds for its workloads.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<SvidCache> {
+        &self.cache
+    }
+
+    /// Whether the agent can serve.
+    #[must_use]
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Ends the agent.
+    pub fn shut_down(&self) {
+        self.shutdown.trigger();
+    }
+
+    /// Waits until the agent has ended: because it was told to, or because a part of it failed.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn join(self) -> Result<(), TaskError> {
+        self.tasks.join(self.drain + Duration::from_secs(5)).await
+    }
+}
+
+/// The sockets, bound and not yet served.
+struct Bound {
+    workload: UnixListenerBound,
+    admin: Option<UnixListenerBound>,
+    health: Option<TcpListener>,
+}
+
+impl Bound {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let health = match config.health_address {
+            Some(address) => Some(
+                TcpListener::bind(address).await.map_err(|source| StartError::Health { address, source })?,
+            ),
+            None => None,
+        };
+        Ok(Self {
+            workload: bind_unix(&config.workload_socket, 0o777, 0o755)?,
+            admin: match &config.admin_socket {
+                Some(path) => Some(bind_unix(path, 0o770, 0o750)?),
+                None => None,
+            },
+            health,
+        })
+    }
+}
+
+fn serve(
+    tasks: &mut TaskGroup,
+    name: &'static str,
+    socket: UnixListenerBound,
+    routes: Routes,
+    drain: Duration,
+) {
+    let shutdown = tasks.shutdown().clone();
+    let options = UnixOptions { name, drain, ..UnixOptions::default() };
+    tasks.spawn(name, async move { Ok(serve_unix(socket, routes, options, shutdown).await?) });
+}

@@ -1,0 +1,475 @@
+//! The SPIFFE Workload API.
+//!
+//! Each call is attested on its own; a stream is attested once, when it opens, and ends when its caller does. Codes matter
+//! here: clients give up for good on InvalidArgument and come back on everything else, so that code is for requests
+//! that are wrong in themselves.
+//!
+//! The WIT-SVID profile is served as the standard has it as long as the server publishes WIT authorities, and answers
+//! Unimplemented otherwise, which the standard asks for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bonafide_identity::{Entry, SelectorSet, SpiffeId, TrustDomain, drop_duplicate_hints};
+use bonafide_pki::validate_jwt_svid;
+use bonafide_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+use bonafide_proto::workload::{
+    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
+    ValidateJwtsvidResponse, WitBundlesRequest, WitBundlesResponse, Witsvid, WitsvidRequest, WitsvidResponse,
+    X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
+};
+use bonafide_runtime::clock::SharedClock;
+use bonafide_runtime::shutdown::Shutdown;
+use bonafide_runtime::tasks::chain;
+use tokio::task::JoinSet;
+use tonic::service::RoutesBuilder;
+use tonic::{Code, Request, Response, Status};
+
+use super::stream::{Channel, Feed, Messages, Next, open};
+use super::{ATTESTATION_FAILED, pin};
+use crate::caller::PinnedCaller;
+use crate::metrics;
+use crate::svid_cache::tokens::JwtSvids;
+use crate::svid_cache::{
+    Availability, Bundles, CachedBundle, Interest, Svid, SvidCache, View, Wit, WorkloadKeys, X509,
+};
+use crate::workload_attestor::WorkloadAttestors;
+
+/// What the Workload API is made of. Clones share it.
+#[derive(Clone)]
+pub struct WorkloadApi {
+    /// Where SVIDs and bundles are.
+    pub cache: Arc<SvidCache>,
+    /// Where JWT-SVIDs come from.
+    pub tokens: Arc<JwtSvids>,
+    /// Who says what callers are.
+    pub attestors: WorkloadAttestors,
+    /// The time.
+    pub clock: SharedClock,
+    /// Ends streams.
+    pub shutdown: Shutdown,
+    /// Whether bundles are given to callers without identity.
+    pub allow_unauthenticated_verifiers: bool,
+    /// Further claims of foreign tokens to hand out.
+    pub allowed_foreign_jwt_claims: Arc<BTreeSet<String>>,
+}
+
+impl WorkloadApi {
+    /// Adds the service, which refuses calls without the security header before anything else is looked at.
+    pub fn serve(self, routes: &mut RoutesBuilder) {
+        routes.add_service(SpiffeWorkloadApiServer::with_interceptor(self, require_security_header));
+    }
+
+    async fn attest(&self, extensions: &http::Extensions) -> Result<(PinnedCaller, SelectorSet), Status> {
+        let caller = pin(extensions)?;
+        let selectors = self.attestors.attest(&caller).await;
+        Ok((caller, selectors.map_err(|_| Status::unavailable(ATTESTATION_FAILED))?))
+    }
+
+    async fn stream<F: Feed>(&self, extensions: &http::Extensions, feed: F) -> Opened<F::Message> {
+        let attested = self.attest(extensions).await;
+        let (caller, selectors) =
+            attested.inspect_err(|status| metrics::workload_called(F::METHOD, status.code()))?;
+        let channel = Channel {
+            subscription: self.cache.subscribe(selectors, F::INTEREST),
+            caller,
+            clock: Arc::clone(&self.clock),
+            shutdown: self.shutdown.clone(),
+        };
+        Ok(open(feed, channel))
+    }
+
+    fn bundle_feed<M, B: BundleForm<M>>(&self, form: B) -> BundleFeed<B> {
+        BundleFeed {
+            form,
+            unauthenticated: self.allow_unauthenticated_verifiers,
+            cache: Arc::clone(&self.cache),
+        }
+    }
+
+    async fn jwt_svids(&self, request: Request<JwtsvidRequest>) -> Result<JwtsvidResponse, Status> {
+        let (_, extensions, request) = request.into_parts();
+        let audiences: Vec<String> =
+            request.audience.into_iter().filter(|audience| !audience.is_empty()).collect();
+        if audiences.is_empty() {
+            return Err(Status::invalid_argument("audience must be specified"));
+        }
+        let wanted = requested_id(&request.spiffe_id)?;
+        let (caller, selectors) = self.attest(&extensions).await?;
+        let mut entries = drop_duplicate_hints(self.cache.matching(&selectors));
+        entries.retain(|entry| wanted.as_ref().is_none_or(|id| entry.spiffe_id == *id));
+        if entries.is_empty() {
+            return Err(no_identity());
+        }
+        let svids = self.sign_all(entries, audiences).await?;
+        // Signing may have taken its time.
+        if let Err(error) = caller.recheck() {
+            tracing::warn!(
+                ?caller,
+                error = chain(&error),
+                "the caller did not last until its tokens were signed"
+            );
+            return Err(Status::unavailable(ATTESTATION_FAILED));
+        }
+        Ok(JwtsvidResponse { svids })
+    }
+
+    async fn sign_all(
+        &self,
+        entries: Vec<Arc<Entry>>,
+        audiences: Vec<String>,
+    ) -> Result<Vec<Jwtsvid>, Status> {
+        let audiences: Arc<[String]> = audiences.into();
+        let mut running = JoinSet::new();
+        for (position, entry) in entries.into_iter().enumerate() {
+            let (tokens, audiences) = (Arc::clone(&self.tokens), Arc::clone(&audiences));
+            running.spawn(async move {
+                let token = tokens.fetch(&entry, &audiences).await;
+                (position, entry, token)
+            });
+        }
+        let mut svids = Vec::with_capacity(running.len());
+        while let Some(done) = running.join_next().await {
+            let (position, entry, token) = done.map_err(|_| Status::internal("signing stopped"))?;
+            let token = token.map_err(|error| {
+                let error = chain(&error);
+                tracing::warn!(entry = entry.id.as_str(), id = %entry.spiffe_id, error, "could not fetch a JWT-SVID");
+                Status::unavailable(format!("could not fetch JWT-SVID: {error}"))
+            })?;
+            let svid = Jwtsvid {
+                spiffe_id: entry.spiffe_id.to_string(),
+                svid: token.token.clone(),
+                hint: entry.hint.to_string(),
+            };
+            svids.push((position, svid));
+        }
+        svids.sort_unstable_by_key(|(position, _)| *position);
+        Ok(svids.into_iter().map(|(_, svid)| svid).collect())
+    }
+
+    async fn validate(
+        &self,
+        request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<ValidateJwtsvidResponse, Status> {
+        let (_, extensions, request) = request.into_parts();
+        if request.audience.is_empty() {
+            return Err(Status::invalid_argument("audience must be specified"));
+        }
+        if request.svid.is_empty() {
+            return Err(Status::invalid_argument("svid must be specified"));
+        }
+        let (_, selectors) = self.attest(&extensions).await?;
+        let federated: BTreeSet<TrustDomain> = self
+            .cache
+            .matching(&selectors)
+            .iter()
+            .flat_map(|entry| entry.federates_with.iter().cloned())
+            .collect();
+        let bundles =
+            self.cache.bundles().ok_or_else(|| Status::unavailable("the agent holds no bundle yet"))?;
+        let keys = WorkloadKeys { bundles: &bundles, federated: &federated };
+        let valid = validate_jwt_svid(&request.svid, &keys, Some(&request.audience), self.clock.now())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let mut claims = valid.claims;
+        if *valid.spiffe_id.trust_domain() != bundles.own.bundle.trust_domain {
+            claims.retain(|name, _| {
+                matches!(name.as_str(), "sub" | "exp" | "aud")
+                    || self.allowed_foreign_jwt_claims.contains(name)
+            });
+        }
+        Ok(ValidateJwtsvidResponse {
+            spiffe_id: valid.spiffe_id.to_string(),
+            claims: Some(prost_types::Struct {
+                fields: claims.into_iter().map(|(name, value)| (name, wire_value(value))).collect(),
+            }),
+        })
+    }
+}
+
+type Opened<M> = Result<Response<Messages<M>>, Status>;
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for WorkloadApi {
+    type FetchX509SVIDStream = Messages<X509svidResponse>;
+
+    async fn fetch_x509svid(&self, request: Request<X509svidRequest>) -> Opened<X509svidResponse> {
+        self.stream(request.extensions(), X509SvidFeed).await
+    }
+
+    type FetchX509BundlesStream = Messages<X509BundlesResponse>;
+
+    async fn fetch_x509_bundles(&self, request: Request<X509BundlesRequest>) -> Opened<X509BundlesResponse> {
+        self.stream(request.extensions(), self.bundle_feed(X509Form)).await
+    }
+
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<JwtsvidRequest>,
+    ) -> Result<Response<JwtsvidResponse>, Status> {
+        let result = self.jwt_svids(request).await;
+        metrics::workload_called("FetchJWTSVID", code(&result));
+        result.map(Response::new)
+    }
+
+    type FetchJWTBundlesStream = Messages<JwtBundlesResponse>;
+
+    async fn fetch_jwt_bundles(&self, request: Request<JwtBundlesRequest>) -> Opened<JwtBundlesResponse> {
+        self.stream(request.extensions(), self.bundle_feed(JwtForm)).await
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        request: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        let result = self.validate(request).await;
+        metrics::workload_called("ValidateJWTSVID", code(&result));
+        result.map(Response::new)
+    }
+
+    type FetchWITSVIDStream = Messages<WitsvidResponse>;
+
+    async fn fetch_witsvid(&self, request: Request<WitsvidRequest>) -> Opened<WitsvidResponse> {
+        let wanted = requested_id(&request.get_ref().spiffe_id)?;
+        let feed = WitSvidFeed { wanted, cache: Arc::clone(&self.cache) };
+        self.stream(request.extensions(), feed).await
+    }
+
+    type FetchWITBundlesStream = Messages<WitBundlesResponse>;
+
+    async fn fetch_wit_bundles(&self, request: Request<WitBundlesRequest>) -> Opened<WitBundlesResponse> {
+        self.stream(request.extensions(), self.bundle_feed(WitForm)).await
+    }
+}
+
+struct X509SvidFeed;
+
+impl Feed for X509SvidFeed {
+    type Kind = X509;
+    type Message = X509svidResponse;
+    const METHOD: &'static str = "FetchX509SVID";
+    const INTEREST: Interest = Interest::X509;
+    const NO_REPETITION: bool = false;
+
+    fn next(&self, view: View<<X509 as crate::svid_cache::Kind>::Svid>) -> Next<X509svidResponse> {
+        let View { entries, bundles } = view;
+        let ready = match ready(entries) {
+            Ok(ready) => ready,
+            Err(next) => return next,
+        };
+        let mut message = X509svidResponse::default();
+        let mut federated = BTreeSet::new();
+        for (entry, svid) in ready {
+            message.svids.push(X509svid {
+                spiffe_id: entry.spiffe_id.to_string(),
+                x509_svid: svid.chain.clone(),
+                x509_svid_key: svid.key.clone(),
+                bundle: bundles.own.x509.clone(),
+                hint: entry.hint.to_string(),
+            });
+            federated.extend(entry.federates_with.iter().cloned());
+        }
+        let names = bundles.for_workload(&federated).skip(1);
+        message.federated_bundles = names.map(|(name, bundle)| (name, bundle.x509.clone())).collect();
+        Next::Send(message)
+    }
+}
+
+struct WitSvidFeed {
+    wanted: Option<SpiffeId>,
+    cache: Arc<SvidCache>,
+}
+
+impl Feed for WitSvidFeed {
+    type Kind = Wit;
+    type Message = WitsvidResponse;
+    const METHOD: &'static str = "FetchWITSVID";
+    const INTEREST: Interest = Interest::Wit;
+    const NO_REPETITION: bool = false;
+
+    fn next(&self, view: View<<Wit as crate::svid_cache::Kind>::Svid>) -> Next<WitsvidResponse> {
+        if !self.cache.supports_wit() {
+            return Next::End(Status::unimplemented("fetching WIT-SVIDs is not implemented"));
+        }
+        let mut entries = view.entries;
+        entries.retain(|(entry, _)| self.wanted.as_ref().is_none_or(|id| entry.spiffe_id == *id));
+        let ready = match ready(entries) {
+            Ok(ready) => ready,
+            Err(next) => return next,
+        };
+        let svids = ready.into_iter().map(|(entry, svid)| Witsvid {
+            spiffe_id: entry.spiffe_id.to_string(),
+            wit_svid: svid.token.clone(),
+            wit_svid_key: svid.key.to_string(),
+            hint: entry.hint.to_string(),
+        });
+        Next::Send(WitsvidResponse { svids: svids.collect() })
+    }
+}
+
+/// The SVIDs to send: one for each entry that is left after the rule about hints. While one is being signed nothing is sent,
+/// for a client takes the first message as all it will get at start.
+fn ready<S: Svid, M>(
+    entries: Vec<(Arc<Entry>, Availability<S>)>,
+) -> Result<Vec<(Arc<Entry>, Arc<S>)>, Next<M>> {
+    if entries.is_empty() {
+        return Err(Next::End(no_identity()));
+    }
+    let kept: BTreeSet<_> =
+        drop_duplicate_hints(entries.iter().map(|(entry, _)| Arc::clone(entry)).collect())
+            .into_iter()
+            .map(|entry| entry.id.clone())
+            .collect();
+    let mut ready = Vec::with_capacity(kept.len());
+    for (entry, availability) in entries.into_iter().filter(|(entry, _)| kept.contains(&entry.id)) {
+        match availability {
+            Availability::Ready(svid) => ready.push((entry, svid)),
+            Availability::Pending => return Err(Next::Wait),
+            Availability::Refused => {}
+        }
+    }
+    if ready.is_empty() { Err(Next::Wait) } else { Ok(ready) }
+}
+
+/// One of the forms in which bundles are served.
+trait BundleForm<M>: Send + Sync + 'static {
+    const METHOD: &'static str;
+
+    fn check(&self, _: &SvidCache) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn message<'a>(&self, bundles: impl Iterator<Item = (String, &'a Arc<CachedBundle>)>) -> M;
+}
+
+struct X509Form;
+struct JwtForm;
+struct WitForm;
+
+impl BundleForm<X509BundlesResponse> for X509Form {
+    const METHOD: &'static str = "FetchX509Bundles";
+
+    fn message<'a>(
+        &self,
+        bundles: impl Iterator<Item = (String, &'a Arc<CachedBundle>)>,
+    ) -> X509BundlesResponse {
+        let bundles = bundles.map(|(name, bundle)| (name, bundle.x509.clone())).collect();
+        X509BundlesResponse { bundles, crl: Vec::new() }
+    }
+}
+
+impl BundleForm<JwtBundlesResponse> for JwtForm {
+    const METHOD: &'static str = "FetchJWTBundles";
+
+    fn message<'a>(
+        &self,
+        bundles: impl Iterator<Item = (String, &'a Arc<CachedBundle>)>,
+    ) -> JwtBundlesResponse {
+        JwtBundlesResponse { bundles: bundles.map(|(name, bundle)| (name, bundle.jwt.clone())).collect() }
+    }
+}
+
+impl BundleForm<WitBundlesResponse> for WitForm {
+    const METHOD: &'static str = "FetchWITBundles";
+
+    fn check(&self, cache: &SvidCache) -> Result<(), Status> {
+        if cache.supports_wit() {
+            return Ok(());
+        }
+        Err(Status::unimplemented("fetching WIT bundles is not implemented"))
+    }
+
+    fn message<'a>(
+        &self,
+        bundles: impl Iterator<Item = (String, &'a Arc<CachedBundle>)>,
+    ) -> WitBundlesResponse {
+        WitBundlesResponse { bundles: bundles.map(|(name, bundle)| (name, bundle.wit.clone())).collect() }
+    }
+}
+
+struct BundleFeed<B> {
+    form: B,
+    unauthenticated: bool,
+    cache: Arc<SvidCache>,
+}
+
+macro_rules! bundle_feed {
+    ($form:ty, $message:ty) => {
+        impl Feed for BundleFeed<$form> {
+            /// No SVIDs are looked at.
+            type Kind = X509;
+            type Message = $message;
+            const METHOD: &'static str = <$form as BundleForm<$message>>::METHOD;
+            const INTEREST: Interest = Interest::Bundles;
+            const NO_REPETITION: bool = true;
+
+            fn next(&self, view: View<<X509 as crate::svid_cache::Kind>::Svid>) -> Next<$message> {
+                bundles_for(&self.form, self.unauthenticated, &self.cache, &view.entries, &view.bundles)
+            }
+        }
+    };
+}
+
+bundle_feed!(X509Form, X509BundlesResponse);
+bundle_feed!(JwtForm, JwtBundlesResponse);
+bundle_feed!(WitForm, WitBundlesResponse);
+
+fn bundles_for<M, S>(
+    form: &impl BundleForm<M>,
+    unauthenticated: bool,
+    cache: &SvidCache,
+    entries: &[(Arc<Entry>, S)],
+    bundles: &Bundles,
+) -> Next<M> {
+    if let Err(status) = form.check(cache) {
+        return Next::End(status);
+    }
+    if entries.is_empty() && !unauthenticated {
+        return Next::End(no_identity());
+    }
+    let federated: BTreeSet<TrustDomain> =
+        entries.iter().flat_map(|(entry, _)| entry.federates_with.iter().cloned()).collect();
+    Next::Send(form.message(bundles.for_workload(&federated)))
+}
+
+/// SPIFFE Workload Endpoint, section 3: proof that the call was not made by a confused deputy such as a browser.
+fn require_security_header(request: Request<()>) -> Result<Request<()>, Status> {
+    let mut values = request.metadata().get_all("workload.spiffe.io").iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) if value == "true" => Ok(request),
+        _ => Err(Status::invalid_argument("security header missing from request")),
+    }
+}
+
+fn requested_id(text: &str) -> Result<Option<SpiffeId>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let id = SpiffeId::parse(text);
+    id.map(Some).map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")))
+}
+
+fn no_identity() -> Status {
+    Status::permission_denied("no identity issued")
+}
+
+fn code<T>(result: &Result<T, Status>) -> Code {
+    result.as_ref().map_or_else(Status::code, |_| Code::Ok)
+}
+
+fn wire_value(value: serde_json::Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(value) => Kind::BoolValue(value),
+        // A Struct has no other numbers.
+        serde_json::Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or(f64::NAN)),
+        serde_json::Value::String(value) => Kind::StringValue(value),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(wire_value).collect() })
+        }
+        serde_json::Value::Object(members) => Kind::StructValue(prost_types::Struct {
+            fields: members.into_iter().map(|(name, value)| (name, wire_value(value))).collect(),
+        }),
+    };
+    prost_types::Value { kind: Some(kind) }
+}

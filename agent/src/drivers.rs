@@ -1,0 +1,34 @@
+//! From configuration to the parts that can be chosen: one match for each seam.
+
+use std::sync::Arc;
+
+use bonafide_pki::Random;
+use bonafide_runtime::clock::SharedClock;
+
+use crate::config::{NodeAttestorConfig, WorkloadAttestorConfig};
+use crate::node_attestor::NodeAttestor;
+use crate::node_attestor::join_token::JoinToken;
+use crate::node_attestor::x509pop::X509Pop;
+use crate::workload_attestor::unix::Unix;
+use crate::workload_attestor::{WorkloadAttestor, WorkloadAttestors};
+
+pub(crate) fn node_attestor(config: &NodeAttestorConfig, random: &Arc<dyn Random>) -> Arc<dyn NodeAttestor> {
+    match config.clone() {
+        NodeAttestorConfig::JoinToken(source) => Arc::new(JoinToken::new(source)),
+        NodeAttestorConfig::X509Pop { certificate, private_key, intermediates } => {
+            Arc::new(X509Pop::new(certificate, private_key, intermediates, Arc::clone(random)))
+        }
+    }
+}
+
+pub(crate) fn workload_attestors(
+    config: &[WorkloadAttestorConfig],
+    clock: &SharedClock,
+) -> WorkloadAttestors {
+    let attestor = |config: &WorkloadAttestorConfig| -> Arc<dyn WorkloadAttestor> {
+        match config {
+            WorkloadAttestorConfig::Unix(config) => Arc::new(Unix::new(config.clone(), Arc::clone(clock))),
+        }
+    };
+    WorkloadAttestors::new(config.iter().map(attestor).collect())
+}

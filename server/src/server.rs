@@ -29,7 +29,7 @@ use bonafide_runtime::listener::{
     serve_tls, serve_unix,
 };
 use bonafide_runtime::shutdown::Shutdown;
-use bonafide_runtime::tasks::{Periodic, Schedule, TaskError, TaskGroup, NextRun};
+use bonafide_runtime::tasks::{NextRun, Periodic, Schedule, TaskError, TaskGroup};
 use bonafide_runtime::telemetry::{LogHandle, describe, metrics};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -389,8 +389,7 @@ fn create_folder(path: &Path) -> Result<(), ServerError> {
 }
 
 async fn open_store(config: &Config, clock: &SharedClock) -> Result<Store, ServerError> {
-    let (store_config, clock) =
-        (drivers::store_config(&config.store, &config.trust_domain), clock.clone());
+    let (store_config, clock) = (drivers::store_config(&config.store, &config.trust_domain), clock.clone());
     let opened = tokio::task::spawn_blocking(move || Store::open(store_config, clock)).await;
     let (store, found) = opened.map_err(|error| ServerError::Thread(error.to_string()))??;
     tracing::info!(
@@ -453,11 +452,8 @@ fn shared(context: &Arc<Context>, gate: &Arc<Gate>) -> Services {
         !settings.disable_jwt_svids,
         !settings.disable_wit_svids,
     );
-    let svid = api::svid::v1::Service::new(
-        context.store.clone(),
-        context.issuing.clone(),
-        context.clock.clone(),
-    );
+    let svid =
+        api::svid::v1::Service::new(context.store.clone(), context.issuing.clone(), context.clock.clone());
     let local_authority = api::localauthority::v1::Service::new(context.authorities.clone());
     Services::new(gate.clone())
         .with(AgentServer::new(api::agent::v1::Service::new(context.clone())))
@@ -467,10 +463,7 @@ fn shared(context: &Arc<Context>, gate: &Arc<Gate>) -> Services {
         .with(LocalAuthorityServer::new(local_authority))
 }
 
-async fn bind_tcp(
-    key: &'static str,
-    address: SocketAddr,
-) -> Result<(TcpListener, SocketAddr), ServerError> {
+async fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServerError> {
     let failed = |source| ServerError::Bind { key, address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
@@ -512,27 +505,24 @@ fn spawn_remote(
         ..TlsOptions::default()
     };
     let (td, admin_ids) = (context.td.clone(), context.config.admin_ids.clone());
-    let peer_info = move |chain: &[rustls_pki_types::CertificateDer<'_>]| -> Result<Option<SpiffeId>, BoxError> {
-        let Some(leaf) = chain.first() else { return Ok(None) };
-        let id = inspect(leaf)?.spiffe_id.ok_or("the certificate holds no SPIFFE ID")?;
-        // The handshake accepts every trust domain whose bundle is here; calls are for our own and for the named.
-        if id.trust_domain() != &td && !admin_ids.contains(&id) {
-            return Err(format!("{id} is of another trust domain and not in admin_ids").into());
-        }
-        Ok(Some(id))
-    };
+    let peer_info =
+        move |chain: &[rustls_pki_types::CertificateDer<'_>]| -> Result<Option<SpiffeId>, BoxError> {
+            let Some(leaf) = chain.first() else { return Ok(None) };
+            let id = inspect(leaf)?.spiffe_id.ok_or("the certificate holds no SPIFFE ID")?;
+            // The handshake accepts every trust domain whose bundle is here; calls are for our own and for the named.
+            if id.trust_domain() != &td && !admin_ids.contains(&id) {
+                return Err(format!("{id} is of another trust domain and not in admin_ids").into());
+            }
+            Ok(Some(id))
+        };
     let shutdown = group.shutdown().clone();
-    group.spawn("grpc", async move {
-        Ok(serve_tls(listener, tls, routes, options, peer_info, shutdown).await?)
-    });
+    group.spawn(
+        "grpc",
+        async move { Ok(serve_tls(listener, tls, routes, options, peer_info, shutdown).await?) },
+    );
 }
 
-fn spawn_local(
-    group: &mut TaskGroup,
-    context: &Arc<Context>,
-    listener: UnixListenerBound,
-    routes: Routes,
-) {
+fn spawn_local(group: &mut TaskGroup, context: &Arc<Context>, listener: UnixListenerBound, routes: Routes) {
     let options = UnixOptions {
         name: "admin",
         // Callers are told apart by socket permission alone; the process is noted for the audit log.

@@ -15,10 +15,9 @@ use std::time::Duration;
 
 use bonafide_identity::{SpiffeId, TrustDomain};
 use bonafide_pki::{CaSubject, KeyType};
-use bonafide_runtime::config::{
-    ConfigError, Document, HumanDuration, Problems, load_toml_document, parse_toml,
-};
+use bonafide_runtime::config::{ConfigError, HumanDuration, Problem, Problems, parse_toml};
 use bonafide_runtime::telemetry::LogConfig;
+use serde::Deserialize as _;
 
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
@@ -201,8 +200,9 @@ impl Config {
     /// # Errors
     /// The file cannot be read, or all mistakes in it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let (raw, document) = load_toml_document(path)?;
-        Self::checked(raw, &document)
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
     }
 
     /// Validates a document; `path` is only for the messages.
@@ -210,14 +210,18 @@ impl Config {
     /// # Errors
     /// All mistakes in it.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let (raw, document) = parse_toml(path, text)?;
-        Self::checked(raw, &document)
-    }
-
-    fn checked(raw: Raw, document: &Document) -> Result<Self, ConfigError> {
-        let mut problems = Problems::new(document);
-        let config = check(raw, &mut problems);
-        problems.finish(config)
+        match parse_toml(path, text) {
+            Ok((raw, document)) => {
+                let mut problems = Problems::new(&document);
+                let config = check(raw, &mut problems);
+                problems.finish(config)
+            }
+            Err(ConfigError::Invalid { path, problems }) => {
+                let problems = and_those_beside(problems, &path, text);
+                Err(ConfigError::Invalid { path, problems })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What an operator should know about settings that are valid but will not do what they promise.
@@ -247,9 +251,43 @@ impl Config {
             })
             .collect();
         if self.store.driver == DriverKind::Memory {
-            warnings.push("store.driver is memory: entries, agents and bundles are lost at a restart".to_owned());
+            warnings
+                .push("store.driver is memory: entries, agents and bundles are lost at a restart".to_owned());
         }
         warnings
+    }
+}
+
+/// Keys that could not be read are known; what is wrong with the others an operator wants to know as well.
+fn and_those_beside(mut found: Vec<Problem>, path: &Path, text: &str) -> Vec<Problem> {
+    let Ok((mut table, document)) = parse_toml::<toml::Table>(path, text) else { return found };
+    for problem in &found {
+        remove(&mut table, &problem.key);
+    }
+    let Ok(raw) = Raw::deserialize(table) else { return found };
+    let mut problems = Problems::new(&document);
+    check(raw, &mut problems);
+    if let Err(ConfigError::Invalid { problems, .. }) = problems.finish(None::<Config>) {
+        let known =
+            |new: &Problem| new.key.is_empty() || found.iter().any(|old| old.key.starts_with(&new.key));
+        let fresh: Vec<Problem> = problems.into_iter().filter(|problem| !known(problem)).collect();
+        found.extend(fresh);
+    }
+    found.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
+    found
+}
+
+/// Takes a key like `a.b[1]` out, list and all.
+fn remove(table: &mut toml::Table, key: &str) {
+    match key.split_once('.') {
+        Some((head, rest)) => {
+            if let Some(toml::Value::Table(table)) = table.get_mut(head) {
+                remove(table, rest);
+            }
+        }
+        None => {
+            table.remove(key.split('[').next().unwrap_or(key));
+        }
     }
 }
 
@@ -259,7 +297,8 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
     let trust_domain = match raw.trust_domain {
         Some(text) => problems.take("trust_domain", TrustDomain::parse(&text)),
         None => {
-            problems.push("trust_domain", "is required: the name of the trust domain, such as \"example.org\"");
+            problems
+                .push("trust_domain", "is required: the name of the trust domain, such as \"example.org\"");
             None
         }
     };
@@ -314,9 +353,7 @@ where
 {
     match text {
         None => Some(default),
-        Some(text) => {
-            problems.take(key, text.parse().map_err(|error| format!("{text:?}: {error}")))
-        }
+        Some(text) => problems.take(key, text.parse().map_err(|error| format!("{text:?}: {error}"))),
     }
 }
 
@@ -366,8 +403,12 @@ fn authority(raw: RawAuthority, problems: &mut Problems<'_>) -> Option<Authority
     let ca_ttl = duration(problems, "authority.ca_ttl", raw.ca_ttl, 24 * HOUR);
     let x509 = duration(problems, "authority.default_x509_svid_ttl", raw.default_x509_svid_ttl, HOUR);
     let agent_default = x509.unwrap_or(HOUR);
-    let jwt =
-        duration(problems, "authority.default_jwt_svid_ttl", raw.default_jwt_svid_ttl, Duration::from_secs(300));
+    let jwt = duration(
+        problems,
+        "authority.default_jwt_svid_ttl",
+        raw.default_jwt_svid_ttl,
+        Duration::from_secs(300),
+    );
     let wit = duration(problems, "authority.default_wit_svid_ttl", raw.default_wit_svid_ttl, HOUR);
     let agent = duration(problems, "authority.agent_ttl", raw.agent_ttl, agent_default);
     let ca_key_type = parsed(problems, "authority.ca_key_type", raw.ca_key_type, KeyType::EcP256);
@@ -410,7 +451,8 @@ fn key_manager(
 ) -> Option<KeyManagerSettings> {
     match (raw.memory, raw.disk) {
         (Some(_), Some(_)) => {
-            problems.push("key_manager.memory", "remove this or key_manager.disk: there can be one key manager");
+            problems
+                .push("key_manager.memory", "remove this or key_manager.disk: there can be one key manager");
             None
         }
         (Some(RawMemory {}), None) => Some(KeyManagerSettings::Memory),
@@ -422,7 +464,8 @@ fn key_manager(
 }
 
 fn upstream(raw: RawUpstreamDisk, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
-    let certificate_path = problems.required("upstream_authority.disk.certificate_path", raw.certificate_path);
+    let certificate_path =
+        problems.required("upstream_authority.disk.certificate_path", raw.certificate_path);
     let key_path = problems.required("upstream_authority.disk.key_path", raw.key_path);
     Some(UpstreamSettings::Disk {
         certificate_path: certificate_path?,
@@ -553,7 +596,10 @@ mod tests {
         assert_eq!(config.audit.file, Some(PathBuf::from("/var/lib/bonafide/audit.log")));
         assert_eq!(config.store.driver, DriverKind::Sled);
         assert_eq!(config.store.path, PathBuf::from("/var/lib/bonafide/store"));
-        assert_eq!(config.key_manager, KeyManagerSettings::Disk { path: "/var/lib/bonafide/keys.json".into() });
+        assert_eq!(
+            config.key_manager,
+            KeyManagerSettings::Disk { path: "/var/lib/bonafide/keys.json".into() }
+        );
         assert_eq!(config.authority.agent_ttl, HOUR);
         assert!(config.node_attestor.join_token);
         assert_eq!(config.warnings(), Vec::<String>::new());
@@ -651,7 +697,8 @@ mod tests {
         let mut read = Vec::new();
         leaves(String::new(), &serde_json::to_value(raw).unwrap(), &mut read);
         read.sort();
-        let mut documented: Vec<String> = reference::FIELDS.iter().map(|field| field.key.to_owned()).collect();
+        let mut documented: Vec<String> =
+            reference::FIELDS.iter().map(|field| field.key.to_owned()).collect();
         documented.sort();
         assert_eq!(read, documented);
     }

@@ -15,6 +15,7 @@ use prost::Message;
 use super::aggregates::{
     Change, EndpointProfile, FederationRelationship, IssuedSvid, JournalRecord, SvidKind,
 };
+use super::record::Table;
 
 /// A payload that does not say what it should; the text names the field.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -598,6 +599,21 @@ pub(super) fn read_changes(payload: &[u8]) -> Decoded<(u64, Vec<Change>)> {
         })
     };
     Ok((record.first, record.changes.into_iter().map(change).collect::<Decoded<_>>()?))
+}
+
+/// The payload of a record of `table` as this version would write what it reads there.
+pub(super) fn rewritten(table: Table, payload: &[u8]) -> Decoded<Vec<u8>> {
+    match table {
+        Table::Header => Header::read(payload).map(|header| header.encode_to_vec()),
+        Table::Entry => read_entry(payload).map(|read| entry(&read)),
+        Table::Node => read_node(payload).map(|(row, read)| node(row, &read)),
+        Table::Bundle => read_bundle(payload).map(|(row, read)| bundle(row, &read)),
+        Table::Relationship => read_relationship(payload).map(|(row, read)| relationship(row, &read)),
+        Table::Token => read_token(payload).map(|read| token(&read)),
+        Table::Journal => read_journal(payload).map(|read| journal(&read)),
+        Table::Issuance => read_issuance(payload).map(|read| issuance(&read)),
+        Table::Change => read_changes(payload).map(|(first, read)| changes(first, &read)),
+    }
 }
 
 fn selectors(set: &SelectorSet) -> Vec<String> {

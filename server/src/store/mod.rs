@@ -52,6 +52,16 @@ use kv::{Batch, Driver, KeyValue, KvError};
 use record::Table;
 use writer::{Command, Trouble, Write, Writer};
 
+/// Reads the payload of a record, of which `key` says the table, and writes what it read: what checks the reader
+/// without a database, with bytes that no database of ours would hold.
+///
+/// # Errors
+/// [`StoreError::Corrupt`] when there is no such table, or the payload cannot be read.
+pub fn rewritten(key: &[u8], payload: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let table = Table::of(key).ok_or_else(|| StoreError::corrupt("(record)", "it is of an unknown kind"))?;
+    codec::rewritten(table, payload).map_err(|error| StoreError::corrupt("(record)", error.to_string()))
+}
+
 /// Which database is under the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverKind {

@@ -539,3 +539,230 @@ pub(super) fn expected(header: &Header) -> Expected {
     store_id[..length].copy_from_slice(&header.store_id[..length]);
     Expected { store_id, sequence: header.sequence, count: header.count }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Mutex, PoisonError};
+
+    use bonafide_identity::{Bundle, TrustDomain, X509Authority};
+    use bonafide_runtime::clock::SystemClock;
+
+    use super::super::kv::{Memory, Range, Visitor};
+    use super::super::{Bundles, ChangeLog, JoinTokens, Store, StoreConfig};
+    use super::*;
+
+    /// A database that fails on order and outlives its openings.
+    #[derive(Clone, Default)]
+    struct Faulty(Arc<Mutex<Fault>>);
+
+    #[derive(Default)]
+    struct Fault {
+        keys: Memory,
+        /// What the next commit does instead of working.
+        commit: Option<(KvError, Landing)>,
+        /// How many openings fail.
+        openings: usize,
+        reads_fail: bool,
+    }
+
+    enum Landing {
+        Nothing,
+        Everything,
+        /// Back to an earlier state: what no database should ever do.
+        Older(Batch),
+    }
+
+    impl Faulty {
+        fn with<T>(&self, look: impl FnOnce(&mut Fault) -> T) -> T {
+            look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
+
+    impl Driver for Faulty {
+        fn open(&self) -> Result<Box<dyn KeyValue>, KvError> {
+            self.with(|fault| match fault.openings.checked_sub(1) {
+                Some(rest) => {
+                    fault.openings = rest;
+                    Err(KvError::Full)
+                }
+                None => Ok(Box::new(self.clone()) as Box<dyn KeyValue>),
+            })
+        }
+
+        fn file(&self) -> Option<&Path> {
+            None
+        }
+    }
+
+    impl KeyValue for Faulty {
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+            self.with(|fault| if std::mem::take(&mut fault.reads_fail) { Err(KvError::Full) } else { fault.keys.get(key) })
+        }
+
+        fn scan(&self, range: &Range, visit: Visitor<'_>) -> Result<(), KvError> {
+            self.with(|fault| fault.keys.scan(range, visit))
+        }
+
+        fn commit(&mut self, batch: &Batch) -> Result<(), KvError> {
+            self.with(|fault| match fault.commit.take() {
+                None => fault.keys.commit(batch),
+                Some((error, landing)) => {
+                    match landing {
+                        Landing::Nothing => {}
+                        Landing::Everything => fault.keys.commit(batch)?,
+                        Landing::Older(older) => fault.keys.commit(&older)?,
+                    }
+                    Err(error)
+                }
+            })
+        }
+
+        fn size(&self) -> Result<u64, KvError> {
+            self.with(|fault| fault.keys.size())
+        }
+    }
+
+    fn open(faulty: &Faulty) -> Store {
+        let config = StoreConfig::memory(TrustDomain::parse("td").unwrap());
+        Store::open_with(config, SystemClock::shared(), Box::new(faulty.clone())).unwrap().0
+    }
+
+    async fn put(store: &Store, name: &str) -> Result<u64, StoreError> {
+        let mut bundle = Bundle::empty(TrustDomain::parse(name).unwrap());
+        bundle.x509_authorities.push(X509Authority { certificate: vec![1], tainted: false });
+        store
+            .write(move |unit| {
+                unit.bundle_put(bundle)?;
+                Ok(unit.epoch())
+            })
+            .await
+    }
+
+    fn names(store: &Store) -> Vec<String> {
+        store.state().bundles().iter().map(|bundle| bundle.trust_domain.to_string()).collect()
+    }
+
+    /// Every record is there, and the tally fits.
+    fn check(store: &Store, faulty: &Faulty) {
+        faulty.with(|fault| {
+            let header = read_header(&fault.keys, Path::new("")).unwrap().unwrap();
+            let td = store.state().trust_domain();
+            let loaded = super::super::load::load(&fault.keys, header, td, Path::new("")).unwrap();
+            let found: Vec<_> = loaded.state.bundles().iter().map(|bundle| bundle.trust_domain.to_string()).collect();
+            assert_eq!(found, names(store));
+            assert_eq!(loaded.state.epoch(), store.state().epoch());
+        });
+    }
+
+    async fn resumes(store: &Store, name: &str) {
+        let start = Instant::now();
+        while let Err(error) = put(store, name).await {
+            assert!(matches!(error, StoreError::Full { confirmed: true, .. }), "{error:?}");
+            assert!(start.elapsed() < Duration::from_secs(30), "writes must resume; last: {error}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_failed_is_gone_and_the_next_one_works() {
+        let faulty = Faulty::default();
+        let store = open(&faulty);
+        put(&store, "a").await.unwrap();
+        faulty.with(|fault| fault.commit = Some((KvError::Full, Landing::Nothing)));
+        let error = put(&store, "b").await.unwrap_err();
+        assert!(matches!(error, StoreError::Full { confirmed: true, .. }), "{error:?}");
+        assert_eq!(put(&store, "c").await.unwrap(), 2);
+        assert_eq!(names(&store), ["a", "c"]);
+        check(&store, &faulty);
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_got_through_in_spite_of_an_error_is_acknowledged() {
+        let faulty = Faulty::default();
+        let store = open(&faulty);
+        faulty.with(|fault| fault.commit = Some((KvError::Full, Landing::Everything)));
+        assert_eq!(put(&store, "a").await.unwrap(), 1);
+        assert_eq!(put(&store, "b").await.unwrap(), 2);
+        assert_eq!(names(&store), ["a", "b"]);
+        check(&store, &faulty);
+    }
+
+    #[tokio::test]
+    async fn an_open_question_is_settled_when_the_database_opens_again() {
+        for (landing, kept) in [(Landing::Nothing, false), (Landing::Everything, true)] {
+            let faulty = Faulty::default();
+            let store = open(&faulty);
+            put(&store, "a").await.unwrap();
+            faulty.with(|fault| {
+                fault.commit = Some((KvError::Full, landing));
+                fault.openings = 3;
+            });
+            let error = put(&store, "b").await.unwrap_err();
+            assert!(matches!(error, StoreError::Full { confirmed: false, .. }), "{error:?}");
+            assert!(error.to_string().contains("decided"), "{error}");
+            assert_eq!(names(&store), ["a"], "not shown before it is known");
+            resumes(&store, "c").await;
+            assert_eq!(names(&store), if kept { vec!["a", "b", "c"] } else { vec!["a", "c"] });
+            check(&store, &faulty);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_database_that_went_back_in_time_is_not_written_to() {
+        let faulty = Faulty::default();
+        let store = open(&faulty);
+        put(&store, "a").await.unwrap();
+        let mut older = Batch::default();
+        let key = Table::Header.key(&[]);
+        older.put(key.clone(), faulty.get(&key).unwrap().unwrap());
+        put(&store, "b").await.unwrap();
+        faulty.with(|fault| fault.commit = Some((KvError::Full, Landing::Older(older))));
+        for _ in 0..2 {
+            let error = put(&store, "c").await.unwrap_err();
+            assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+        }
+        assert_eq!(names(&store), ["a", "b"], "reads go on");
+    }
+
+    #[tokio::test]
+    async fn a_read_that_failed_is_tried_again_on_a_fresh_opening() {
+        let faulty = Faulty::default();
+        let store = open(&faulty);
+        faulty.with(|fault| fault.reads_fail = true);
+        assert!(store.write(|unit| unit.token_take("t")).await.is_err());
+        assert_eq!(store.write(|unit| unit.token_take("t")).await.unwrap(), None);
+        put(&store, "a").await.unwrap();
+        check(&store, &faulty);
+    }
+
+    /// A writer that waits for the disk collects all that comes in meanwhile.
+    #[tokio::test]
+    async fn writes_are_committed_in_groups() {
+        let faulty = Faulty::default();
+        let store = open(&faulty);
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let blocker = {
+            let store = store.clone();
+            tokio::spawn(async move { store.write(move |_| Ok(held.recv().is_ok())).await })
+        };
+        let writes: Vec<_> = (0..200)
+            .map(|n| {
+                let store = store.clone();
+                tokio::spawn(async move { put(&store, &format!("td{n}")).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        for _ in 0..2000 {
+            tokio::task::yield_now().await;
+        }
+        hold.send(()).unwrap();
+        assert!(blocker.await.unwrap().unwrap());
+        for write in writes {
+            write.await.unwrap().unwrap();
+        }
+        let sequence = read_header(&faulty, Path::new("")).unwrap().unwrap().sequence;
+        assert!(sequence < 20, "{sequence} commits for 200 writes");
+        check(&store, &faulty);
+    }
+}

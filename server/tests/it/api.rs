@@ -1,0 +1,14 @@
+//! The services, over real sockets.
+
+mod agents;
+mod attestation;
+mod bundles;
+mod entries;
+mod harness;
+mod lifecycle;
+mod local;
+mod local_authority;
+mod permissions;
+mod reference;
+mod svid;
+mod sync;

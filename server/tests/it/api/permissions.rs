@@ -1,0 +1,177 @@
+//! The permission table, over the wire: each rpc × each class of caller.
+
+use bonafide_proto::convert::denial_reason;
+use bonafide_proto::spire::types::permission_denied_details::Reason;
+use bonafide_server::api::{Who, table::RULES};
+use http::uri::PathAndQuery;
+use tonic::client::Grpc;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
+
+use super::harness::*;
+
+/// Calls any rpc with an empty message; what comes back is not looked at.
+async fn call(channel: &Channel, path: &'static str) -> Result<(), Status> {
+    let mut client = Grpc::new(channel.clone());
+    client.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    let codec: ProstCodec<(), ()> = ProstCodec::default();
+    let path = PathAndQuery::from_static(path);
+    let mut request = Request::new(tokio_stream::iter([()]));
+    request.set_timeout(std::time::Duration::from_secs(20));
+    let mut stream = client.streaming(request, path, codec).await?.into_inner();
+    // One message is enough: some streams do not end by themselves.
+    stream.message().await.map(drop)
+}
+
+const LOCAL_SERVICES: [&str; 3] =
+    ["spire.api.server.logger.v1.Logger", "spire.api.server.debug.v1.Debug", "grpc.health.v1.Health"];
+const NOT_SERVED: &str = "spire.api.server.trustdomain.v1.TrustDomain";
+
+/// Rpcs that change authorities would leave the test without an agent; they are last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn each_rpc_lets_in_whom_the_table_names_and_nobody_else() {
+    let server = TestServer::start().await;
+    let agent = server.agent().await;
+    let banned = server.agent().await;
+    let evicted = server.agent().await;
+    let context = server.server.context();
+    let parent = agent.id.clone();
+    let (admin, downstream, member) =
+        (server.identity("/admin"), server.identity("/downstream"), server.identity("/member"));
+    let static_admin = server.identity("/static-admin");
+    for (name, path, is_admin, is_downstream) in
+        [("a", "/admin", true, false), ("d", "/downstream", false, true), ("m", "/member", false, false)]
+    {
+        let mut entry = stored_entry(name, &parent, path);
+        (entry.admin, entry.downstream) = (is_admin, is_downstream);
+        server.entry(entry).await;
+    }
+    let (banned_id, evicted_id) = (banned.id.clone(), evicted.id.clone());
+    context
+        .store
+        .write(move |unit| {
+            use bonafide_server::store::Nodes as _;
+            let mut node = bonafide_identity::AttestedNode::clone(&unit.node(&banned_id).unwrap());
+            node.ban();
+            unit.node_put(node)?;
+            unit.node_delete(&evicted_id).map(drop)
+        })
+        .await
+        .unwrap();
+
+    let none = Who::ANY;
+    let callers = [
+        ("local", Who::LOCAL, server.local().await, None),
+        ("admin by entry", Who::ADMIN, server.remote(Some(&admin)).await.unwrap(), None),
+        ("admin by configuration", Who::ADMIN, server.remote(Some(&static_admin)).await.unwrap(), None),
+        ("downstream", Who::DOWNSTREAM, server.remote(Some(&downstream)).await.unwrap(), None),
+        ("agent", Who::AGENT, server.remote(Some(&agent)).await.unwrap(), None),
+        ("member", none, server.remote(Some(&member)).await.unwrap(), Some(Reason::AgentNotAttested)),
+        ("banned agent", none, server.remote(Some(&banned)).await.unwrap(), Some(Reason::AgentBanned)),
+        ("evicted agent", none, server.remote(Some(&evicted)).await.unwrap(), Some(Reason::AgentNotAttested)),
+        ("anonymous", none, server.anonymous().await, None),
+    ];
+    for rule in RULES {
+        for (name, class, channel, reason) in &callers {
+            let outcome = call(channel, rule.path).await;
+            let code = outcome.as_ref().map_or_else(Status::code, |()| Code::Ok);
+            let what = format!("{name} calls {}: {outcome:?}", rule.path);
+            let served = rule.service() != NOT_SERVED
+                && (*class == Who::LOCAL || !LOCAL_SERVICES.contains(&rule.service()));
+            if !served {
+                assert_eq!(code, Code::Unimplemented, "{what}");
+                continue;
+            }
+            if rule.allows(Who::ANY) || rule.allows(*class) {
+                assert!(!matches!(code, Code::PermissionDenied | Code::Unauthenticated), "{what}");
+                continue;
+            }
+            let status = outcome.expect_err(&what);
+            let text = format!("authorization denied for method {}", rule.path);
+            assert_eq!((status.code(), status.message()), (Code::PermissionDenied, &text[..]), "{what}");
+            // Only where agents may call at all do they learn why they may not.
+            let expected = if !rule.allows(Who::AGENT) {
+                None
+            } else if *class == none || *class == Who::LOCAL {
+                *reason
+            } else {
+                Some(Reason::AgentNotAttested)
+            };
+            assert_eq!(denial_reason(&status), expected, "{what}");
+        }
+    }
+    let audit = server.audit().await;
+    let denied = audit.iter().filter(|line| line["decision"] == "denied").count();
+    assert!(denied > 200, "{denied} denials audited");
+}
+
+#[tokio::test]
+async fn rights_end_with_the_entry_that_gave_them() {
+    let server = TestServer::start().await;
+    let admin = server.identity("/admin");
+    let channel = server.remote(Some(&admin)).await.unwrap();
+    let count = async || {
+        let request = bonafide_proto::spire::server::agent::v1::CountAgentsRequest::default();
+        agents(&channel).count_agents(request).await.map(drop)
+    };
+    assert_eq!(count().await.unwrap_err().code(), Code::PermissionDenied);
+    let mut entry = stored_entry("a", &id("/spire/server"), "/admin");
+    entry.admin = true;
+    server.entry(entry).await;
+    count().await.unwrap();
+    let context = server.server.context();
+    context
+        .store
+        .write(|unit| {
+            use bonafide_server::store::Entries as _;
+            unit.entry_delete(&bonafide_identity::EntryId::parse("a").unwrap()).map(drop)
+        })
+        .await
+        .unwrap();
+    assert_eq!(count().await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn an_admin_with_an_expired_svid_is_no_admin() {
+    let server = TestServer::start().await;
+    let admin = server.identity("/static-admin");
+    let channel = server.remote(Some(&admin)).await.unwrap();
+    let request = || bonafide_proto::spire::server::agent::v1::CountAgentsRequest::default();
+    agents(&channel).count_agents(request()).await.unwrap();
+    server.clock.advance(std::time::Duration::from_secs(3601));
+    let status = agents(&channel).count_agents(request()).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn foreign_trust_domains_get_in_only_by_name() {
+    let server = TestServer::start_with("").await;
+    let authority = server.federated("other.org").await;
+    let foreign = |path: &str| {
+        let id = bonafide_identity::SpiffeId::parse(&format!("spiffe://other.org{path}")).unwrap();
+        let leaf = authority.issue(&id);
+        Identity {
+            id,
+            chain: leaf.chain,
+            key: std::sync::Arc::new(bonafide_pki::PrivateKey::from_pkcs8_der(&leaf.pkcs8).unwrap()),
+        }
+    };
+    // With TLS 1.3 the client learns of the refusal with its first call.
+    let stranger = foreign("/web");
+    let refused = match server.remote(Some(&stranger)).await {
+        Err(_) => true,
+        Ok(channel) => call(&channel, "/spire.api.server.bundle.v1.Bundle/GetBundle").await.is_err(),
+    };
+    assert!(refused, "not in admin_ids");
+}
+
+#[tokio::test]
+async fn an_unknown_method_is_unimplemented_for_everybody() {
+    let server = TestServer::start().await;
+    for channel in [server.local().await, server.anonymous().await] {
+        for path in ["/spire.api.server.agent.v1.Agent/NoSuchMethod", "/no.such.Service/Method"] {
+            assert_eq!(call(&channel, path).await.unwrap_err().code(), Code::Unimplemented, "{path}");
+        }
+    }
+}

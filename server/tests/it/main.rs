@@ -1,0 +1,5 @@
+//! Integration tests of the server.
+
+mod api;
+mod authority;
+mod store;

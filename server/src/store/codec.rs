@@ -635,3 +635,21 @@ fn trust_domain(record: &'static str, text: &str) -> Decoded<TrustDomain> {
 fn serial(record: &'static str, text: &str) -> Decoded<SerialNumber> {
     text.parse().map_err(|error| bad(record, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_rewritten_alike_and_the_rest_refused() {
+        let written = token(&JoinToken {
+            value: "t".into(),
+            expires_at: Timestamp::from_unix_millis(-1),
+            agent_id: Some(SpiffeId::parse("spiffe://td/spire/agent/a").unwrap()),
+        });
+        assert_eq!(rewritten(Table::Token, &written), Ok(written.clone()));
+        // The same bytes are no journal: a slot has to be one of two.
+        assert!(rewritten(Table::Journal, &written).is_err());
+        assert!(rewritten(Table::Token, &written[1..]).is_err());
+    }
+}

@@ -130,6 +130,17 @@ pub mod spire {
     }
 }
 
+/// Our own services, which peers that speak only SPIRE's protocol never see.
+pub mod bonafide {
+    /// The server's services.
+    pub mod server {
+        package! {
+            /// `bonafide.server.v1`
+            v1 = "bonafide.server.v1"
+        }
+    }
+}
+
 package! {
     /// The SPIFFE Workload API, which has no package: its path is `/SpiffeWorkloadAPI/…`.
     workload = "_"

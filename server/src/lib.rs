@@ -7,6 +7,7 @@ pub mod api;
 pub mod attestation;
 pub mod audit;
 pub mod authority;
+pub mod backup;
 pub mod caller;
 pub mod config;
 pub mod drivers;

@@ -11,10 +11,11 @@ use bonafide_runtime::listener::raise_descriptor_limit;
 use bonafide_runtime::shutdown::on_signals;
 use bonafide_runtime::tasks::chain;
 use bonafide_runtime::telemetry::init_logging;
+use bonafide_server::backup;
 use bonafide_server::config::Config;
 use bonafide_server::drivers;
 use bonafide_server::server::{Environment, Server};
-use bonafide_server::store::{self, Existing, Store};
+use bonafide_server::store::{self, Existing};
 use clap::{Parser, Subcommand};
 
 /// Holds a trust domain: attests nodes and signs SVIDs.
@@ -37,7 +38,7 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
-    /// Write everything in the store to one file. The server must not be running.
+    /// Write everything in the store to one file, whether the server is running or not.
     Backup {
         #[command(flatten)]
         config: ConfigFile,
@@ -118,13 +119,7 @@ fn validate(path: &Path) -> Result<(), BoxError> {
 
 fn backup(path: &Path, to: &Path) -> Result<(), BoxError> {
     let config = Config::load(path)?;
-    let (store, _) =
-        Store::open(drivers::store_config(&config.store, &config.trust_domain), SystemClock::shared())?;
-    let info = runtime()?.block_on(async {
-        let info = store.backup(to).await;
-        store.close().await;
-        info
-    })?;
+    let info = runtime()?.block_on(backup::backup(&config, to, SystemClock::shared()))?;
     println!("{} records ({} bytes) written to {}", info.records, info.bytes, to.display());
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bonafide_identity::{SpiffeId, SvidTtls, Timestamp, TrustDomain};
 use bonafide_pki::tls::{ClientAuth, SvidHolder, TrustStore, server_config};
 use bonafide_pki::{Random, SystemRandom, inspect};
+use bonafide_proto::bonafide::server::v1::maintenance_server::MaintenanceServer;
 use bonafide_proto::health::v1::health_server::HealthServer;
 use bonafide_proto::spire::server::agent::v1::agent_server::AgentServer;
 use bonafide_proto::spire::server::bundle::v1::bundle_server::BundleServer;
@@ -441,6 +442,7 @@ fn local_routes(context: &Arc<Context>, gate: &Arc<Gate>) -> Result<Routes, Inco
         .with(LoggerServer::new(api::logger::v1::Service::new(context.clone())))
         .with(DebugServer::new(api::debug::v1::Service::new(context.clone())))
         .with(HealthServer::new(api::health::v1::Service::new(context.clone())))
+        .with(MaintenanceServer::new(api::maintenance::v1::Service::new(context.clone())))
         .routes()
 }
 

@@ -4,7 +4,7 @@
 //! compares them. Counters are written where things happen; gauges of the state are read when somebody looks
 //! ([`observe`]), so they cost nothing otherwise and cannot drift.
 
-use bonafide_identity::{AuthorityKind, Timestamp};
+use bonafide_identity::{AuthorityKind, EntryIndex, Timestamp};
 use bonafide_runtime::listener::{ConnectionRegistry, LISTENER_METRICS};
 use bonafide_runtime::telemetry::{MetricDoc, MetricKind, RUNTIME_METRICS, Stability};
 
@@ -118,7 +118,7 @@ pub const METRICS: &[MetricDoc] = &[
 
 /// Reads the state into the gauges.
 pub fn observe(state: &State, authorities: &Authorities, connections: &ConnectionRegistry) {
-    metrics::gauge!(names::ENTRIES).set(state.with_entries(|entries| entries.len()) as f64);
+    metrics::gauge!(names::ENTRIES).set(state.with_entries(EntryIndex::len) as f64);
     metrics::gauge!(names::AGENTS).set(state.nodes().len() as f64);
     metrics::gauge!(names::BUNDLES).set(state.bundles().len() as f64);
     metrics::gauge!(names::EPOCH).set(state.epoch() as f64);

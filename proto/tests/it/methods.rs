@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use crate::vectors::{folder, pool};
 
-/// All methods of this crate in the form of `methods.json`, by path.
+/// All methods that others know in the form of `methods.json`, by path.
 fn ours() -> BTreeMap<String, Value> {
     pool()
         .services()
+        .filter(|service| !service.package_name().starts_with("bonafide."))
         .flat_map(|service| service.methods().collect::<Vec<_>>())
         .map(|method| {
             let path = format!("/{}/{}", method.parent_service().full_name(), method.name());

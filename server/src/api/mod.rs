@@ -16,6 +16,7 @@ pub mod health;
 pub mod limit;
 pub mod localauthority;
 pub mod logger;
+pub mod maintenance;
 pub mod svid;
 pub mod table;
 

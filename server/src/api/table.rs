@@ -185,6 +185,8 @@ rules! {
     "grpc.health.v1.Health/Check" => LOCAL None Failures;
     "grpc.health.v1.Health/List" => LOCAL None Failures;
     "grpc.health.v1.Health/Watch" => LOCAL None Failures;
+
+    "bonafide.server.v1.Maintenance/Backup" => LOCAL None Always;
 }
 
 /// Finds the row of a path.
@@ -253,7 +255,7 @@ mod tests {
     #[test]
     fn each_method_of_each_service_in_the_table_has_a_row() {
         let services: HashSet<&str> = RULES.iter().map(Rule::service).collect();
-        assert_eq!(services.len(), 9);
+        assert_eq!(services.len(), 10);
         assert_eq!(check(services), Ok(()));
     }
 

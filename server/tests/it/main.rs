@@ -1,4 +1,5 @@
 //! Integration tests of the server.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 mod api;
 mod authority;

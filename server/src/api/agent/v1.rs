@@ -465,9 +465,11 @@ impl From<ConvertError> for AttestError {
 
 /// The response stream of an attestation. It drives the attestation itself, so that nothing goes on when the node hangs up.
 pub struct Talk {
-    talk: Option<Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>>,
+    talk: Option<BoxFuture<Result<(), Status>>>,
     responses: mpsc::Receiver<AttestAgentResponse>,
 }
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Stream for Talk {
     type Item = Result<AttestAgentResponse, Status>;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bonafide_identity::Timestamp;
+use bonafide_identity::{EntryIndex, Timestamp};
 use bonafide_pki::inspect;
 use bonafide_proto::convert::spiffe_id_to_wire;
 use bonafide_proto::spire::server::debug::v1::debug_server::Debug;
@@ -45,7 +45,7 @@ impl Service {
             uptime: i32::try_from(now.saturating_since(context.started_at).as_secs()).unwrap_or(i32::MAX),
             agents_count: count(context.state.nodes().len()),
             federated_bundles_count: count(context.state.bundles().len() - own),
-            entries_count: count(context.state.with_entries(|entries| entries.len())),
+            entries_count: count(context.state.with_entries(EntryIndex::len)),
         })
     }
 }

@@ -5,7 +5,7 @@ mod sync;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bonafide_identity::{Entry as DomainEntry, EntryId, Timestamp, TrustDomain};
+use bonafide_identity::{Entry as DomainEntry, EntryId, EntryIndex, Timestamp, TrustDomain};
 use bonafide_proto::convert::{
     ConvertError, EntryFilter, NewEntry, apply_entry_update, entry_filter_from_wire, entry_from_wire,
     entry_to_wire, status, status_ok,
@@ -64,7 +64,7 @@ impl Entry for Service {
     ) -> Result<Response<CountEntriesResponse>, Status> {
         let filter = entry_filter_from_wire(request.into_inner().filter.as_ref(), &self.context.td)?;
         let found = if filter == EntryFilter::default() {
-            self.context.state.with_entries(|entries| entries.len())
+            self.context.state.with_entries(EntryIndex::len)
         } else {
             self.select(&filter, Page { after: 0, limit: usize::MAX }).len()
         };

@@ -514,3 +514,22 @@ async fn an_svid_below_the_prefix_is_exchanged_for_that_of_an_agent() {
         "nodeattestor(x509pop): certificate's SPIFFE ID spiffe://example.org/web is not below /spire-exchange/"
     );
 }
+
+/// An attestation holds a place; a node that says nothing must give it up.
+#[tokio::test]
+async fn a_node_that_says_nothing_is_sent_away() {
+    let server = TestServer::start().await;
+    let channel = server.anonymous().await;
+    let (requests, stream) = tokio::sync::mpsc::channel::<AttestAgentRequest>(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut responses = agents(&channel).attest_agent(stream).await.unwrap().into_inner();
+    // From here the time jumps from one timer to the next whenever nothing else is to be done.
+    tokio::time::pause();
+    let status = responses.message().await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::DeadlineExceeded, "the node did not answer in time")
+    );
+    tokio::time::resume();
+    drop(requests);
+}

@@ -157,3 +157,47 @@ async fn tls_sessions_are_never_resumed() {
         assert_eq!(tls.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_comes_from_a_running_server_and_from_one_that_is_not() {
+    use bonafide_runtime::clock::SystemClock;
+    use bonafide_server::backup::{BackupError, backup};
+    let settings = "[store]\ndriver = \"sled\"\n[key_manager.disk]\n";
+    let server = TestServer::start_in(TempDir::new().unwrap(), ManualClock::default(), settings).await;
+    let request = BatchCreateEntryRequest { entries: vec![wanted_entry("/web")], output_mask: None };
+    entries(&server.local().await).batch_create_entry(request).await.unwrap();
+    let folder = TempDir::new().unwrap();
+    let config = configuration(server.folder.path(), settings);
+    let (live, cold) = (folder.path().join("live"), folder.path().join("cold"));
+    let of_running = backup(&config, &live, SystemClock::shared()).await.unwrap();
+    assert!(of_running.records > 0);
+    assert_eq!(std::fs::metadata(&live).unwrap().len(), of_running.bytes);
+    // Nothing is left where it was made.
+    let names: Vec<String> = std::fs::read_dir(server.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("backup-"))
+        .collect();
+    assert_eq!(names, Vec::<String>::new());
+    let missing = folder.path().join("no/such/folder/file");
+    let error = backup(&config, &missing, SystemClock::shared()).await.unwrap_err();
+    assert!(matches!(error, BackupError::Write { .. }), "{error}");
+
+    let TestServer { server, folder: data, .. } = server;
+    server.stop().await.unwrap();
+    let of_stopped = backup(&config, &cold, SystemClock::shared()).await.unwrap();
+    assert!(of_stopped.sequence >= of_running.sequence);
+
+    // And the way back, after the store is lost.
+    std::fs::remove_dir_all(data.path().join("store")).unwrap();
+    bonafide_server::store::restore(
+        &live,
+        &bonafide_server::drivers::store_config(&config.store, &config.trust_domain),
+        bonafide_server::store::Existing::MoveAside,
+        ManualClock::default().now(),
+    )
+    .unwrap();
+    let server = TestServer::start_in(data, ManualClock::default(), settings).await;
+    let count = entries(&server.local().await).count_entries(CountEntriesRequest::default()).await.unwrap();
+    assert_eq!(count.into_inner().count, 1);
+}

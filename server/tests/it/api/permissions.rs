@@ -24,8 +24,12 @@ async fn call(channel: &Channel, path: &'static str) -> Result<(), Status> {
     stream.message().await.map(drop)
 }
 
-const LOCAL_SERVICES: [&str; 3] =
-    ["spire.api.server.logger.v1.Logger", "spire.api.server.debug.v1.Debug", "grpc.health.v1.Health"];
+const LOCAL_SERVICES: [&str; 4] = [
+    "spire.api.server.logger.v1.Logger",
+    "spire.api.server.debug.v1.Debug",
+    "grpc.health.v1.Health",
+    "bonafide.server.v1.Maintenance",
+];
 const NOT_SERVED: &str = "spire.api.server.trustdomain.v1.TrustDomain";
 
 /// Rpcs that change authorities would leave the test without an agent; they are last.

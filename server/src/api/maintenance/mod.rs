@@ -1,0 +1,3 @@
+//! Care for a running server: `bonafide.server`.
+
+pub mod v1;

@@ -11,13 +11,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::{AttestedNode, SerialNumber, SpiffeId, Timestamp};
+use bonafide_identity::{AttestedNode, EntryId, SerialNumber, SpiffeId, Timestamp};
 use bonafide_pki::csr_public_key_unverified;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::authority::{Issuing, SigningError};
-use crate::node_attestor::{Attempt, AttestError, Attested, Attestors, Conversation};
-use crate::store::{Issuance as _, IssuedSvid, Nodes as _, Store, StoreError};
+use crate::node_attestor::{Attempt, AttestError, Attested, Attestors, Conversation, join_token};
+use crate::store::{Entries as _, Issuance as _, IssuedSvid, Nodes as _, Store, StoreError, Unit};
 
 /// Bytes of a payload or of an answer to a challenge.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
@@ -175,6 +175,21 @@ impl Attestation {
             .await?;
         written.ok_or(AttestationError::Banned)
     }
+}
+
+/// Removes a node and the entries that its join token brought: `aliases`, as [`join_token::aliases`] found them before
+/// this write.
+///
+/// # Errors
+/// [`StoreError::NotFound`] when there is no such node.
+pub fn evict(unit: &mut Unit<'_>, id: &SpiffeId, aliases: &[EntryId]) -> Result<(), StoreError> {
+    unit.node_delete(id)?;
+    for alias in aliases {
+        if unit.entry(alias).is_some_and(|entry| join_token::is_alias(&entry, id)) {
+            unit.entry_delete(alias)?;
+        }
+    }
+    Ok(())
 }
 
 /// The serial number of an agent's SVID in the form in which its record has it.

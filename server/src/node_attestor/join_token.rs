@@ -6,10 +6,12 @@
 //! be suspected.
 
 use async_trait::async_trait;
-use bonafide_identity::{SelectorSet, TrustDomain};
+use bonafide_identity::{
+    Entry, EntryError, EntryId, Selector, SelectorError, SelectorSet, SpiffeId, Timestamp, TrustDomain,
+};
 
 use super::{Attempt, AttestError, Attested, Conversation, NodeAttestor};
-use crate::store::{JoinTokens as _, Store, StoreError};
+use crate::store::{JoinTokens as _, State, Store, StoreError};
 
 /// The attestor.
 pub struct JoinToken {
@@ -30,6 +32,63 @@ impl JoinToken {
 /// The agent ID's path below `/spire/agent/` for a token.
 pub fn agent_path(token: &str) -> String {
     format!("{NAME}/{token}")
+}
+
+/// The entry that gives a token's agent the additional identity `spiffe_id`.
+///
+/// # Errors
+/// Never for the ID of an agent and a UUID; the entry could otherwise not be found again.
+pub fn alias(
+    entry_id: &str,
+    spiffe_id: &SpiffeId,
+    agent: &SpiffeId,
+    created_at: Timestamp,
+) -> Result<Entry, AliasError> {
+    Ok(Entry {
+        id: EntryId::parse(entry_id)?,
+        spiffe_id: spiffe_id.clone(),
+        parent_id: agent.clone(),
+        selectors: alias_selectors(agent)?,
+        x509_svid_ttl: 0,
+        jwt_svid_ttl: 0,
+        federates_with: Box::default(),
+        admin: false,
+        downstream: false,
+        expires_at: None,
+        dns_names: Box::default(),
+        revision: 0,
+        created_at,
+        store_svid: false,
+        hint: "".into(),
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    })
+}
+
+/// Why there is no such entry.
+#[derive(Debug, thiserror::Error)]
+pub enum AliasError {
+    /// The entry's ID.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// The selector that names the agent.
+    #[error(transparent)]
+    Selector(#[from] SelectorError),
+}
+
+/// The entries that join tokens made for an agent. They leave with its record.
+pub fn aliases(state: &State, agent: &SpiffeId) -> Vec<EntryId> {
+    let below = state.with_entries(|entries| entries.authorized(agent, &SelectorSet::empty()));
+    below.iter().filter(|entry| is_alias(entry, agent)).map(|entry| entry.id.clone()).collect()
+}
+
+/// Whether an entry is one that a join token made for the agent, and that nobody has made into another since.
+pub fn is_alias(entry: &Entry, agent: &SpiffeId) -> bool {
+    entry.parent_id == *agent && alias_selectors(agent).is_ok_and(|selectors| selectors == entry.selectors)
+}
+
+fn alias_selectors(agent: &SpiffeId) -> Result<SelectorSet, SelectorError> {
+    Ok([Selector::new("spiffe_id", &agent.to_string())?].into_iter().collect())
 }
 
 #[async_trait]

@@ -7,7 +7,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bonafide_identity::{AttestedNode, Entry, EntryId, JoinToken, Selector, SelectorSet, SpiffeId};
+use bonafide_identity::{AttestedNode, JoinToken, SpiffeId};
 use bonafide_pki::csr_public_key_unverified;
 use bonafide_proto::convert::{
     ConvertError, X509Chain, agent_filter_from_wire, agent_id_from_wire, agent_to_wire, join_token_to_wire,
@@ -29,12 +29,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::super::page::Page;
 use super::super::{Call, code_name, count, random_uuid, store_failure};
-use crate::attestation::{ANSWER_TIME, AttestationError, Claim, MAX_CSR, MAX_PAYLOAD, agent_serial};
+use crate::attestation::{ANSWER_TIME, AttestationError, Claim, MAX_CSR, MAX_PAYLOAD, agent_serial, evict};
 use crate::caller::Origin;
 use crate::node_attestor::{AttestError, Conversation, join_token};
 use crate::server::Context;
 use crate::status::names;
-use crate::store::{Entries as _, Issuance as _, IssuedSvid, JoinTokens as _, Nodes as _, StoreError, Unit};
+use crate::store::{Entries as _, Issuance as _, IssuedSvid, JoinTokens as _, Nodes as _, StoreError};
 
 /// The service.
 pub struct Service {
@@ -109,8 +109,8 @@ impl Agent for Service {
         let call = Call::of(&request)?;
         let id = self.agent_id(request.into_inner().id.as_ref())?;
         call.target(&id);
-        let deleted = id;
-        let written = self.context.store.write(move |unit| evict(unit, &deleted)).await;
+        let aliases = join_token::aliases(&self.context.state, &id);
+        let written = self.context.store.write(move |unit| evict(unit, &id, &aliases)).await;
         match written {
             // Its connections are closed by those who watch the record.
             Ok(()) => Ok(Response::new(())),
@@ -219,7 +219,12 @@ impl Agent for Service {
             None => None,
             Some(agent_id) => {
                 call.target(agent_id);
-                Some(alias(random_uuid(&*self.context.random), agent_id, &parent, now)?)
+                let entry_id = random_uuid(&*self.context.random);
+                let alias = join_token::alias(&entry_id, agent_id, &parent, now).map_err(|error| {
+                    let what = "failed to create join token registration entry";
+                    Status::internal(format!("{what}: {error}"))
+                })?;
+                Some(alias)
             }
         };
         let wire = join_token_to_wire(&token);
@@ -277,59 +282,6 @@ const MAX_VERSION: usize = 255;
 
 fn agent_not_found() -> Status {
     Status::not_found("agent not found")
-}
-
-/// Removes a node, and what a join token brought with it.
-fn evict(unit: &mut Unit<'_>, id: &SpiffeId) -> Result<(), StoreError> {
-    let node = unit.node_delete(id)?;
-    if node.attestation_type == join_token::NAME {
-        for entry in token_aliases(unit, id) {
-            unit.entry_delete(&entry)?;
-        }
-    }
-    Ok(())
-}
-
-/// The entries that join tokens made for the agent `id` and nobody has changed into something else since.
-pub fn token_aliases(unit: &Unit<'_>, id: &SpiffeId) -> Vec<EntryId> {
-    let Ok(selectors) = alias_selectors(id) else { return Vec::new() };
-    let made = |entry: &Entry| entry.parent_id == *id && entry.selectors == selectors;
-    unit.entries_where(&mut { made }).into_iter().map(|entry| entry.id.clone()).collect()
-}
-
-fn alias_selectors(parent: &SpiffeId) -> Result<SelectorSet, bonafide_identity::SelectorError> {
-    Ok([Selector::new("spiffe_id", &parent.to_string())?].into_iter().collect())
-}
-
-/// The entry that gives a token's agent the additional identity.
-fn alias(
-    id: String,
-    spiffe_id: &SpiffeId,
-    parent: &SpiffeId,
-    now: bonafide_identity::Timestamp,
-) -> Result<Entry, Status> {
-    let internal = |error: &dyn std::fmt::Display| {
-        Status::internal(format!("failed to create join token registration entry: {error}"))
-    };
-    Ok(Entry {
-        id: EntryId::parse(&id).map_err(|error| internal(&error))?,
-        spiffe_id: spiffe_id.clone(),
-        parent_id: parent.clone(),
-        selectors: alias_selectors(parent).map_err(|error| internal(&error))?,
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Box::default(),
-        admin: false,
-        downstream: false,
-        expires_at: None,
-        dns_names: Box::default(),
-        revision: 0,
-        created_at: now,
-        store_svid: false,
-        hint: "".into(),
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    })
 }
 
 fn chain_to_wire(issued: &IssuedSvid, chain: Vec<Vec<u8>>) -> types::X509svid {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bonafide_identity::TrustDomain;
-use bonafide_pki::{KeyType, PrivateKey, Signer, agent_csr, pem};
+use bonafide_pki::{KeyType, PrivateKey, SignatureAlgorithm, Signer, agent_csr, pem};
 use bonafide_proto::convert::denial_reason;
 use bonafide_proto::spire::server::agent::v1::attest_agent_request::{Params, Step};
 use bonafide_proto::spire::server::agent::v1::{
@@ -172,7 +172,7 @@ async fn only_the_key_of_the_csr_counts() {
 #[tokio::test]
 async fn a_banned_agent_is_kept_out_until_it_is_evicted() {
     let authority = node_authority();
-    let (server, _files) = x509pop_server(&authority, "").await;
+    let (server, _files) = x509pop_server(authority.root(), "").await;
     let node = Node::new(&authority, |_| {});
     let agent = node.attest(&server).await.unwrap();
     let local = agents(&server.local().await);
@@ -301,10 +301,10 @@ fn node_authority() -> TestAuthority {
     TestAuthority::new(&TrustDomain::parse("nodes.test").unwrap(), from, to)
 }
 
-async fn x509pop_server(authority: &TestAuthority, more: &str) -> (TestServer, TempDir) {
+async fn x509pop_server(root: &[u8], more: &str) -> (TestServer, TempDir) {
     let files = TempDir::new().unwrap();
     let roots = files.path().join("roots.pem");
-    std::fs::write(&roots, pem::encode("CERTIFICATE", authority.root())).unwrap();
+    std::fs::write(&roots, pem::encode("CERTIFICATE", root)).unwrap();
     let section = format!("[node_attestor.x509pop]\nca_bundle_path = \"{}\"\n{more}", roots.display());
     (TestServer::start_with(&section).await, files)
 }
@@ -328,19 +328,25 @@ impl Node {
     /// The answer to a challenge, signed over `nonce` (or the challenge's own).
     fn answer(&self, challenge: &[u8], nonce: Option<&[u8]>) -> Vec<u8> {
         let challenge: Value = serde_json::from_slice(challenge).unwrap();
-        assert_eq!(challenge["rsa_signature"], Value::Null);
-        let asked =
-            BASE64.decode(challenge["ecdsa_signature"]["nonce"].as_str().unwrap().as_bytes()).unwrap();
+        let rsa = matches!(self.key.key_type(), KeyType::Rsa2048 | KeyType::Rsa4096);
+        let (asked, other) = match rsa {
+            true => ("rsa_signature", "ecdsa_signature"),
+            false => ("ecdsa_signature", "rsa_signature"),
+        };
+        assert_eq!(challenge[other], Value::Null);
+        let asked = BASE64.decode(challenge[asked]["nonce"].as_str().unwrap().as_bytes()).unwrap();
         assert_eq!(asked.len(), 32);
         let mine = [7; 32];
         let message = [nonce.unwrap_or(&asked), &mine].concat();
-        let (r, s) = numbers(&self.key.sign(&message).unwrap());
-        let response = json!({
-            "rsa_signature": null,
-            "ecdsa_signature": {
-                "nonce": BASE64.encode(&mine), "r": BASE64.encode(&r), "s": BASE64.encode(&s),
-            },
-        });
+        let mine = BASE64.encode(&mine);
+        let response = if rsa {
+            let signature = self.key.sign_with(SignatureAlgorithm::RsaPssSha256, &message).unwrap();
+            json!({"rsa_signature": {"nonce": mine, "signature": BASE64.encode(&signature)}, "ecdsa_signature": null})
+        } else {
+            let (r, s) = numbers(&self.key.sign(&message).unwrap());
+            let signature = json!({"nonce": mine, "r": BASE64.encode(&r), "s": BASE64.encode(&s)});
+            json!({"rsa_signature": null, "ecdsa_signature": signature})
+        };
         serde_json::to_vec(&response).unwrap()
     }
 
@@ -365,7 +371,7 @@ fn numbers(der: &[u8]) -> (Vec<u8>, Vec<u8>) {
 #[tokio::test]
 async fn a_certificate_of_the_configured_roots_makes_an_agent() {
     let root = node_authority();
-    let (server, _files) = x509pop_server(&root, "").await;
+    let (server, _files) = x509pop_server(root.root(), "").await;
     let node = Node::new(&root.intermediate(), |params| {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, "node-1");
@@ -401,9 +407,38 @@ async fn a_certificate_of_the_configured_roots_makes_an_agent() {
 }
 
 #[tokio::test]
+async fn rsa_keys_are_challenged_with_pss_up_to_the_size_that_is_allowed() {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&ca_key).unwrap().der().to_vec();
+    let issuer = rcgen::Issuer::new(params, ca_key);
+    let node = |kind| {
+        let key = PrivateKey::generate(kind).unwrap();
+        let pkcs8 = rustls_pki_types::PrivatePkcs8KeyDer::from(key.expose_pkcs8().to_vec());
+        let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &rcgen::PKCS_RSA_SHA256).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+        let leaf = params.signed_by(&pair, &issuer).unwrap();
+        Node { chain: vec![leaf.der().to_vec()], key }
+    };
+    let (server, _files) = x509pop_server(&root, "max_rsa_key_size = 2048").await;
+    let small = node(KeyType::Rsa2048);
+    small.attest(&server).await.unwrap();
+    let replay = |challenge: Vec<u8>| small.answer(&challenge, Some(&[1; 32]));
+    let refused = attest(server.anonymous().await, "x509pop", &small.payload(), replay).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let refused = node(KeyType::Rsa4096).attest(&server).await.unwrap_err();
+    assert_eq!(
+        refused.message(),
+        "nodeattestor(x509pop): certificate's RSA key has 4096 bits; the limit is 2048"
+    );
+}
+
+#[tokio::test]
 async fn who_cannot_prove_possession_is_not_attested() {
     let root = node_authority();
-    let (server, _files) = x509pop_server(&root, "max_intermediates = 1").await;
+    let (server, _files) = x509pop_server(root.root(), "max_intermediates = 1").await;
     let node = Node::new(&root, |_| {});
     let prefixed = |text: &str| format!("nodeattestor(x509pop): {text}");
 
@@ -488,7 +523,7 @@ async fn who_cannot_prove_possession_is_not_attested() {
 #[tokio::test]
 async fn the_callers_address_can_be_required_in_the_certificate() {
     let root = node_authority();
-    let (server, _files) = x509pop_server(&root, "verify_client_ip = true").await;
+    let (server, _files) = x509pop_server(root.root(), "verify_client_ip = true").await;
     let with = |address: &str| {
         let address = address.parse().unwrap();
         Node::new(&root, |params| params.subject_alt_names = vec![rcgen::SanType::IpAddress(address)])

@@ -105,8 +105,19 @@ impl TestServer {
         Self::start_in(TempDir::new().unwrap(), ManualClock::default(), more).await
     }
 
+    pub(super) async fn start_with_admins(ids: &[&str]) -> Self {
+        let (folder, clock) = (TempDir::new().unwrap(), ManualClock::default());
+        let mut config = configuration(folder.path(), "");
+        config.admin_ids = ids.iter().map(|id| SpiffeId::parse(id).unwrap()).collect();
+        Self::start_from(folder, clock, config).await
+    }
+
     pub(super) async fn start_in(folder: TempDir, clock: ManualClock, more: &str) -> Self {
         let config = configuration(folder.path(), more);
+        Self::start_from(folder, clock, config).await
+    }
+
+    async fn start_from(folder: TempDir, clock: ManualClock, config: Config) -> Self {
         let shared: SharedClock = Arc::new(TestClock(clock.clone()));
         let environment = Environment { clock: shared, random: Arc::new(SystemRandom), log: log() };
         let server = Server::start(config, environment).await.unwrap();

@@ -148,26 +148,62 @@ async fn an_admin_with_an_expired_svid_is_no_admin() {
     assert_eq!(status.code(), Code::PermissionDenied);
 }
 
+/// An identity of another trust domain.
+fn foreign(authority: &bonafide_testkit::TestAuthority, id: &str) -> Identity {
+    let id = bonafide_identity::SpiffeId::parse(id).unwrap();
+    let leaf = authority.issue(&id);
+    let key = std::sync::Arc::new(bonafide_pki::PrivateKey::from_pkcs8_der(&leaf.pkcs8).unwrap());
+    Identity { id, chain: leaf.chain, key }
+}
+
 #[tokio::test]
 async fn foreign_trust_domains_get_in_only_by_name() {
-    let server = TestServer::start_with("").await;
+    let server = TestServer::start_with_admins(&["spiffe://other.org/admin"]).await;
     let authority = server.federated("other.org").await;
-    let foreign = |path: &str| {
-        let id = bonafide_identity::SpiffeId::parse(&format!("spiffe://other.org{path}")).unwrap();
-        let leaf = authority.issue(&id);
-        Identity {
-            id,
-            chain: leaf.chain,
-            key: std::sync::Arc::new(bonafide_pki::PrivateKey::from_pkcs8_der(&leaf.pkcs8).unwrap()),
-        }
-    };
+    let admin = foreign(&authority, "spiffe://other.org/admin");
+    let count = bonafide_proto::spire::server::agent::v1::CountAgentsRequest::default;
+    eventually("the new bundle is used in handshakes", async || match server.remote(Some(&admin)).await {
+        Ok(channel) => agents(&channel).count_agents(count()).await.is_ok(),
+        Err(_) => false,
+    })
+    .await;
     // With TLS 1.3 the client learns of the refusal with its first call.
-    let stranger = foreign("/web");
+    let stranger = foreign(&authority, "spiffe://other.org/web");
     let refused = match server.remote(Some(&stranger)).await {
         Err(_) => true,
         Ok(channel) => call(&channel, "/spire.api.server.bundle.v1.Bundle/GetBundle").await.is_err(),
     };
     assert!(refused, "not in admin_ids");
+}
+
+/// The connection was made under the old trust; it ends with it.
+#[tokio::test]
+async fn connections_end_when_their_chain_is_no_longer_trusted() {
+    let server = TestServer::start_with_admins(&["spiffe://other.org/admin"]).await;
+    let authority = server.federated("other.org").await;
+    let admin = foreign(&authority, "spiffe://other.org/admin");
+    let count = bonafide_proto::spire::server::agent::v1::CountAgentsRequest::default;
+    let mut channel = None;
+    eventually("the new bundle is used in handshakes", async || {
+        let Ok(connected) = server.remote(Some(&admin)).await else { return false };
+        let works = agents(&connected).count_agents(count()).await.is_ok();
+        channel = Some(connected);
+        works
+    })
+    .await;
+    let channel = channel.unwrap();
+    let before = server.server.context().connections.len();
+    let context = server.server.context();
+    context
+        .store
+        .write(|unit| {
+            use bonafide_server::store::Bundles as _;
+            unit.bundle_delete(&bonafide_identity::TrustDomain::parse("other.org").unwrap()).map(drop)
+        })
+        .await
+        .unwrap();
+    eventually("the connection is closed", async || context.connections.len() < before).await;
+    assert!(agents(&channel).count_agents(count()).await.is_err());
 }
 
 #[tokio::test]

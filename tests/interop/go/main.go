@@ -31,6 +31,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 func main() {
@@ -90,7 +92,12 @@ func suite(ctx context.Context, args []string) error {
 	}
 	defer client.Close()
 
+	// An entry that was just made takes a moment to reach the agent.
 	x509Context, err := client.FetchX509Context(ctx)
+	for err != nil && status.Code(err) == codes.PermissionDenied && ctx.Err() == nil {
+		time.Sleep(100 * time.Millisecond)
+		x509Context, err = client.FetchX509Context(ctx)
+	}
 	if err == nil && x509Context.DefaultSVID().ID != id {
 		err = fmt.Errorf("got %s", x509Context.DefaultSVID().ID)
 	}

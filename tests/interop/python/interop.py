@@ -11,6 +11,7 @@ the chain by `cryptography`, neither of which knows of SPIFFE.
 import argparse
 import sys
 import threading
+import time
 
 import jwt
 from cryptography import x509
@@ -25,6 +26,18 @@ def check(name, condition, why=""):
     print("ok", name, flush=True)
 
 
+def first_svid(client, seconds):
+    """An entry that was just made takes a moment to reach the agent."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return client.fetch_x509_svid()
+        except Exception as error:  # the package wraps the status
+            if "no identity issued" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--expect", required=True)
@@ -36,7 +49,7 @@ def main():
     own = expected.trust_domain
 
     with WorkloadApiClient(default_timeout=20) as client:
-        svid = client.fetch_x509_svid()
+        svid = first_svid(client, options.timeout)
         check("fetch_x509_svid", svid.spiffe_id == expected, str(svid.spiffe_id))
         bundles = client.fetch_x509_bundles()
         roots = bundles.get_bundle_for_trust_domain(own).x509_authorities

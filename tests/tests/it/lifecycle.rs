@@ -150,34 +150,54 @@ fn restarts_lose_nothing() {
     deployment.stop_server().unwrap();
 }
 
+/// The serial numbers of the agent's and of this process's SVID.
+fn serials(deployment: &Deployment) -> Result<(String, String), String> {
+    let agent = deployment.cli(&["agent", "list"])?["agents"][0]["serial_number"].to_string();
+    let own = deployment.cli(&["fetch", "x509"])?["svids"][0]["serial_number"].to_string();
+    Ok((agent, own))
+}
+
 #[test]
 fn authorities_are_rotated_by_hand() {
     let deployment = Deployment::start(Settings::default()).unwrap();
     deployment.register("/tool", &own_uid()).unwrap();
-    let before = eventually("an SVID", SOON, || deployment.cli(&["fetch", "x509"])).unwrap();
+    eventually("an SVID", SOON, || deployment.cli(&["fetch", "x509"])).unwrap();
     for kind in ["x509", "jwt", "wit"] {
         let old = deployment.cli(&["authority", "show", kind]).unwrap()["authorities"][0]["id"].clone();
         let old = old.as_str().unwrap();
         let refused = deployment.cli(&["authority", "taint", kind, old]).unwrap_err();
         assert!(refused.contains("unable to taint current local authority"), "{refused}");
         let fresh = deployment.cli(&["authority", "prepare", kind]).unwrap()["authorities"][0]["id"].clone();
+        if kind == "x509" {
+            // What the operator waits for: that everybody has learned the new authority before it signs.
+            eventually("the new authority at the workload", SOON, || {
+                let bundles = deployment.cli(&["fetch", "bundles"])?;
+                let known = bundles["bundles"]["spiffe://example.org"]["x509"].as_array().map_or(0, Vec::len);
+                if known == 2 { Ok(()) } else { Err(format!("{known} authorities")) }
+            })
+            .unwrap();
+        }
         deployment.cli(&["authority", "activate", kind, fresh.as_str().unwrap()]).unwrap();
         let refused = deployment.cli(&["authority", "revoke", kind, old]).unwrap_err();
         assert!(refused.contains("untainted"), "{refused}");
+        let before = serials(&deployment).unwrap();
         deployment.cli(&["authority", "taint", kind, old]).unwrap();
+        if kind == "x509" {
+            // What the tainted authority signed is replaced without anybody asking; only then may it go.
+            eventually("new SVIDs of agent and workload", SOON, || {
+                let now = serials(&deployment)?;
+                if now.0 != before.0 && now.1 != before.1 {
+                    Ok(())
+                } else {
+                    Err(format!("{before:?} {now:?}"))
+                }
+            })
+            .unwrap();
+        }
         deployment.cli(&["authority", "revoke", kind, old]).unwrap();
         let bundle = deployment.cli_text(&["bundle", "show"]).unwrap();
         assert!(!bundle.contains(old) && bundle.contains(fresh.as_str().unwrap()), "{bundle}");
     }
-    // What the revoked authority signed is replaced without anybody asking.
-    eventually("a new SVID", SOON, || {
-        let now = deployment.cli(&["fetch", "x509"])?;
-        if now["svids"][0]["serial_number"] == before["svids"][0]["serial_number"] {
-            return Err("still the old one".to_owned());
-        }
-        Ok(())
-    })
-    .unwrap();
     let folder = deployment.folder().join("after");
     deployment.cli_text(&["write", "--dir", folder.to_str().unwrap()]).unwrap();
     let verdict = Command::new("openssl")

@@ -2,6 +2,7 @@ package id.bonafide.interop;
 
 import io.spiffe.bundle.jwtbundle.JwtBundleSet;
 import io.spiffe.bundle.x509bundle.X509BundleSet;
+import io.spiffe.exception.X509ContextException;
 import io.spiffe.spiffeid.SpiffeId;
 import io.spiffe.svid.jwtsvid.JwtSvid;
 import io.spiffe.svid.x509svid.X509SvidValidator;
@@ -34,6 +35,21 @@ public final class Interop {
     System.out.println("ok " + name);
   }
 
+  /** An entry that was just made takes a moment to reach the agent. */
+  private static X509Context first(WorkloadApiClient client, long seconds) throws Exception {
+    long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(seconds);
+    while (true) {
+      try {
+        return client.fetchX509Context();
+      } catch (X509ContextException refused) {
+        if (System.nanoTime() > deadline) {
+          throw refused;
+        }
+        Thread.sleep(100);
+      }
+    }
+  }
+
   public static void main(String[] args) throws Exception {
     SpiffeId expected = SpiffeId.parse(args[0]);
     String audience = args[1];
@@ -41,7 +57,7 @@ public final class Interop {
     long timeout = Long.parseLong(args[3]);
 
     try (WorkloadApiClient client = DefaultWorkloadApiClient.newClient()) {
-      X509Context context = client.fetchX509Context();
+      X509Context context = first(client, timeout);
       check("fetchX509Context", context.getDefaultSvid().getSpiffeId().equals(expected), context);
       X509BundleSet bundles = client.fetchX509Bundles();
       X509SvidValidator.verifyChain(context.getDefaultSvid().getChain(), bundles);

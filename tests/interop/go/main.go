@@ -274,7 +274,9 @@ func (w *watcher) OnX509ContextUpdate(c *workloadapi.X509Context) {
 		}
 	})
 }
-func (w *watcher) OnX509ContextWatchError(err error) { w.note(func() { w.broken = append(w.broken, err) }) }
+func (w *watcher) OnX509ContextWatchError(err error) {
+	w.note(func() { w.broken = append(w.broken, err) })
+}
 func (w *watcher) OnJWTBundlesUpdate(set *jwtbundle.Set) {
 	w.note(func() {
 		for _, bundle := range set.Bundles() {
@@ -284,7 +286,9 @@ func (w *watcher) OnJWTBundlesUpdate(set *jwtbundle.Set) {
 		}
 	})
 }
-func (w *watcher) OnJWTBundlesWatchError(err error) { w.note(func() { w.broken = append(w.broken, err) }) }
+func (w *watcher) OnJWTBundlesWatchError(err error) {
+	w.note(func() { w.broken = append(w.broken, err) })
+}
 
 // watch stays on its streams until it has seen the asked numbers of distinct
 // SVIDs, roots and JWT keys. An interruption of a stream is a failure.

@@ -193,9 +193,6 @@ impl Server {
             (config.trust_domain.clone(), Readiness::new(), ConnectionRegistry::new());
         let mut group = TaskGroup::new(Shutdown::new());
         let stop_on_failure = StopUnlessStarted(Some(group.shutdown().clone()));
-        for table in status::tables() {
-            describe(table);
-        }
         let serving = readiness.register("server");
         let authority_ready = readiness.register("server.ca");
         let store_ready = readiness.register("catalog.datastore");
@@ -203,6 +200,9 @@ impl Server {
 
         // First of all somebody must be able to see that the server is starting.
         let health_address = health(&config, &readiness, &mut group).await?;
+        for table in status::tables() {
+            describe(table);
+        }
 
         let audit = match &config.audit.file {
             None => AuditLog::disabled(),

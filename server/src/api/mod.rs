@@ -149,7 +149,7 @@ impl Call {
     fn subject(&self) -> Subject {
         match (&self.caller.right, &self.caller.origin) {
             (Right::Agent(node), _) => Subject::Agent(node.id.clone()),
-            (_, Origin::Remote { address, .. }) => Subject::Address(address.ip()),
+            (_, Origin::Remote { address, .. }) => Subject::Address(address.ip().to_canonical()),
             // The administration socket is never limited: it has no limiter.
             (_, Origin::Local { .. }) => Subject::Crowd,
         }

@@ -252,6 +252,49 @@ mod tests {
         }
     }
 
+    /// The policy as SPIRE documents it: who may do what is said by exceptions from "local and administrators".
+    #[test]
+    fn the_rows_are_those_of_the_default_policy() {
+        let short = |rule: &Rule| {
+            let (service, method) = rule.path.rsplit_once('/').unwrap();
+            format!("{}/{method}", service.rsplit('.').next().unwrap())
+        };
+        for rule in RULES {
+            let expected = match short(rule).as_str() {
+                "Agent/AttestAgent" | "Bundle/GetBundle" => Who::ANY,
+                "Agent/RenewAgent"
+                | "Agent/PostStatus"
+                | "Entry/GetAuthorizedEntries"
+                | "Entry/SyncAuthorizedEntries"
+                | "SVID/BatchNewX509SVID"
+                | "SVID/NewJWTSVID"
+                | "SVID/BatchNewWITSVID" => Who::AGENT,
+                "SVID/NewDownstreamX509CA" | "Bundle/PublishJWTAuthority" | "Bundle/PublishWITAuthority" => {
+                    Who::DOWNSTREAM
+                }
+                "Bundle/GetFederatedBundle" => Who(Who::LOCAL.0 | Who::ADMIN.0 | Who::AGENT.0),
+                name if ["Logger/", "Debug/", "Health/", "Maintenance/"]
+                    .iter()
+                    .any(|p| name.starts_with(p)) =>
+                {
+                    Who::LOCAL
+                }
+                _ => Who(Who::LOCAL.0 | Who::ADMIN.0),
+            };
+            assert_eq!(rule.who, expected, "{}", rule.path);
+            let limit = match short(rule).as_str() {
+                "Agent/AttestAgent" => Limit::Attestation,
+                "Agent/RenewAgent" | "SVID/NewJWTSVID" | "SVID/NewDownstreamX509CA" => Limit::Signing,
+                "SVID/BatchNewX509SVID" | "SVID/BatchNewWITSVID" => Limit::SigningEach,
+                "Bundle/PublishJWTAuthority" | "Bundle/PublishWITAuthority" => Limit::Fixed(500),
+                "Agent/PostStatus" => Limit::Fixed(10),
+                _ => Limit::None,
+            };
+            assert_eq!(rule.limit, limit, "{}", rule.path);
+        }
+        assert_eq!(RULES.len(), 62 + 3 + 1);
+    }
+
     #[test]
     fn each_method_of_each_service_in_the_table_has_a_row() {
         let services: HashSet<&str> = RULES.iter().map(Rule::service).collect();

@@ -88,6 +88,7 @@ async fn health_and_metrics_are_served() {
         "bonafide_server_attestations_total{type=\"join_token\",code=\"OK\"}",
         "bonafide_server_authority_not_after_seconds{kind=\"x509\"}",
         "bonafide_server_agents",
+        "# HELP bonafide_server_rpcs_total ",
     ] {
         assert!(metrics.contains(name), "{name} is missing in\n{metrics}");
     }

@@ -290,8 +290,8 @@ fn clear_place(config: &StoreConfig, existing: Existing, now: Timestamp) -> Resu
     sync_parent(&config.path)
 }
 
-/// Removes what an earlier restore that was interrupted left.
-fn remove(path: &Path) -> Result<(), StoreError> {
+/// Removes what an interrupted restore, or an interrupted making of a store, left.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     let removed = match fs::symlink_metadata(path) {
         Err(_) => return Ok(()),
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),

@@ -57,6 +57,9 @@ pub(super) struct Header {
     /// Epoch of the last change.
     #[prost(uint64, tag = "7")]
     pub(super) epoch: u64,
+    /// Number of registration entries.
+    #[prost(uint64, tag = "8")]
+    pub(super) entries: u64,
 }
 
 impl Header {
@@ -126,36 +129,64 @@ pub(super) fn entry(entry: &Entry) -> Vec<u8> {
     .encode_to_vec()
 }
 
-pub(super) fn read_entry(payload: &[u8]) -> Decoded<Entry> {
-    const RECORD: &str = "entry";
-    let record: EntryRecord = parse(RECORD, payload)?;
-    let mut federates_with =
-        record.federates_with.iter().map(|name| trust_domain(RECORD, name)).collect::<Decoded<Vec<_>>>()?;
-    federates_with.sort();
-    let dns_names = record
-        .dns_names
-        .iter()
-        .map(|name| name.parse::<DnsName>().map_err(|error| bad(RECORD, error)))
-        .collect::<Decoded<Box<[_]>>>()?;
-    Ok(Entry {
-        id: EntryId::parse(&record.id).map_err(|error| bad(RECORD, error))?,
-        spiffe_id: spiffe_id(RECORD, &record.spiffe_id)?,
-        parent_id: spiffe_id(RECORD, &record.parent_id)?,
-        selectors: read_selectors(RECORD, &record.selectors)?,
-        x509_svid_ttl: record.x509_svid_ttl,
-        jwt_svid_ttl: record.jwt_svid_ttl,
-        federates_with: federates_with.into_boxed_slice(),
-        admin: record.admin,
-        downstream: record.downstream,
-        expires_at: record.expires_at.map(Timestamp::from_unix_millis),
-        dns_names,
-        revision: record.revision,
-        created_at: Timestamp::from_unix_millis(record.created_at),
-        store_svid: record.store_svid,
-        hint: record.hint.into_boxed_str(),
-        disable_x509_svid_prefetch: record.disable_x509_svid_prefetch,
-        jwt_svid_include_jti: record.jwt_svid_include_jti,
-    })
+/// Reads entries one after the other. It keeps what the next one is likely to need again, the buffers of the message
+/// and the parent with its trust domain: half of the time that loading takes is spent on memory.
+#[derive(Default)]
+pub(super) struct EntryReader {
+    record: EntryRecord,
+    parent: Option<(String, SpiffeId)>,
+}
+
+impl EntryReader {
+    pub(super) fn read(&mut self, payload: &[u8]) -> Decoded<Entry> {
+        const RECORD: &str = "entry";
+        self.record.clear();
+        self.record.merge(payload).map_err(|error| bad(RECORD, error))?;
+        let parent = match self.parent.take() {
+            Some(parent) if parent.0 == self.record.parent_id => parent,
+            other => {
+                self.parent = other;
+                (self.record.parent_id.clone(), self.id(&self.record.parent_id)?)
+            }
+        };
+        let parent_id = self.parent.insert(parent).1.clone();
+        let record = &self.record;
+        let mut federates_with =
+            record.federates_with.iter().map(|name| trust_domain(RECORD, name)).collect::<Decoded<Vec<_>>>()?;
+        federates_with.sort();
+        let dns_names = record
+            .dns_names
+            .iter()
+            .map(|name| name.parse::<DnsName>().map_err(|error| bad(RECORD, error)))
+            .collect::<Decoded<Box<[_]>>>()?;
+        Ok(Entry {
+            id: EntryId::parse(&record.id).map_err(|error| bad(RECORD, error))?,
+            spiffe_id: self.id(&record.spiffe_id)?,
+            parent_id,
+            selectors: read_selectors(RECORD, &record.selectors)?,
+            x509_svid_ttl: record.x509_svid_ttl,
+            jwt_svid_ttl: record.jwt_svid_ttl,
+            federates_with: federates_with.into_boxed_slice(),
+            admin: record.admin,
+            downstream: record.downstream,
+            expires_at: record.expires_at.map(Timestamp::from_unix_millis),
+            dns_names,
+            revision: record.revision,
+            created_at: Timestamp::from_unix_millis(record.created_at),
+            store_svid: record.store_svid,
+            hint: record.hint.as_str().into(),
+            disable_x509_svid_prefetch: record.disable_x509_svid_prefetch,
+            jwt_svid_include_jti: record.jwt_svid_include_jti,
+        })
+    }
+
+    fn id(&self, text: &str) -> Decoded<SpiffeId> {
+        match &self.parent {
+            Some((_, near)) => SpiffeId::parse_near(text, near.trust_domain()),
+            None => SpiffeId::parse(text),
+        }
+        .map_err(|error| bad("entry", error))
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -605,7 +636,7 @@ pub(super) fn read_changes(payload: &[u8]) -> Decoded<(u64, Vec<Change>)> {
 pub(super) fn rewritten(table: Table, payload: &[u8]) -> Decoded<Vec<u8>> {
     match table {
         Table::Header => Header::read(payload).map(|header| header.encode_to_vec()),
-        Table::Entry => read_entry(payload).map(|read| entry(&read)),
+        Table::Entry => EntryReader::default().read(payload).map(|read| entry(&read)),
         Table::Node => read_node(payload).map(|(row, read)| node(row, &read)),
         Table::Bundle => read_bundle(payload).map(|(row, read)| bundle(row, &read)),
         Table::Relationship => read_relationship(payload).map(|(row, read)| relationship(row, &read)),

@@ -62,15 +62,15 @@ pub(super) fn path_for(path: &Path) -> PathBuf {
 }
 
 impl ExpectFile {
-    /// Opens and locks the file that belongs to the database at `path`. `None` when there is none.
-    pub(super) fn open(path: &Path) -> Result<Option<(Self, Expected)>, StoreError> {
-        let path = path_for(path);
+    /// Opens and locks the file that belongs to the database at `store`. `None` when there is none.
+    pub(super) fn open(store: &Path) -> Result<Option<(Self, Expected)>, StoreError> {
+        let path = path_for(store);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io(path, error)),
         };
-        lock(&file, &path)?;
+        lock(&file, store)?;
         let mut newest: Option<(u64, Expected)> = None;
         for slot in 0..2 {
             let mut bytes = [0; SLOT_LEN];
@@ -92,8 +92,8 @@ impl ExpectFile {
     }
 
     /// Makes the file for a new database; it is on the disk when this returns.
-    pub(super) fn create(path: &Path, expected: &Expected) -> Result<Self, StoreError> {
-        let path = path_for(path);
+    pub(super) fn create(store: &Path, expected: &Expected) -> Result<Self, StoreError> {
+        let path = path_for(store);
         let fail = |error| StoreError::io(&path, error);
         let mut file = OpenOptions::new()
             .read(true)
@@ -102,7 +102,7 @@ impl ExpectFile {
             .mode(0o600)
             .open(&path)
             .map_err(fail)?;
-        lock(&file, &path)?;
+        lock(&file, store)?;
         // Both slots have their place on the disk from now on: later writes need no space.
         let mut content = vec![0; SLOT as usize + SLOT_LEN];
         content[..SLOT_LEN].copy_from_slice(&encode(expected));
@@ -145,10 +145,10 @@ pub(super) fn sync_parent(path: &Path) -> Result<(), StoreError> {
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(|error| StoreError::io(parent, error))
 }
 
-fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
+fn lock(file: &File, store: &Path) -> Result<(), StoreError> {
     rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-        rustix::io::Errno::WOULDBLOCK => StoreError::Busy { path: path.to_owned() },
-        other => StoreError::io(path, other.into()),
+        rustix::io::Errno::WOULDBLOCK => StoreError::Busy { path: store.to_owned() },
+        other => StoreError::io(path_for(store), other.into()),
     })
 }
 

@@ -192,11 +192,14 @@ impl Driver for Volatile {
     }
 }
 
+/// Opens the database at a path with a cache of so many bytes.
+type Opener = fn(&Path, u64) -> Result<Box<dyn KeyValue>, KvError>;
+
 struct OnDisk {
     path: PathBuf,
     file: PathBuf,
     cache_bytes: u64,
-    open: fn(&Path, u64) -> Result<Box<dyn KeyValue>, KvError>,
+    open: Opener,
 }
 
 impl Driver for OnDisk {

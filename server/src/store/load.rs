@@ -9,11 +9,11 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use bonafide_identity::{EntryIndex, TrustDomain};
+use bonafide_identity::{Entry, EntryIndex, TrustDomain};
 
 use super::StoreError;
 use super::aggregates::Change;
-use super::codec::{self, Header};
+use super::codec::{self, EntryReader, Header};
 use super::kv::{KeyValue, Range};
 use super::record::{self, SealError, Table, Tally};
 use super::state::{Changes, State, Tables};
@@ -50,21 +50,23 @@ pub(super) fn load(
     let mut tokens = 0;
     let mut tally = Tally::default();
 
-    // Building the index costs as much as reading, so it goes on beside the scan.
+    // Filling the index costs as much as reading and decoding, so it goes on beside them.
     let (entries, scanned) = thread::scope(|scope| {
-        let (send, receive) = mpsc::sync_channel::<Vec<(u64, Vec<u8>)>>(CHUNKS_AHEAD);
+        let (send, receive) = mpsc::sync_channel::<Vec<(u64, Arc<Entry>)>>(CHUNKS_AHEAD);
+        let expected = usize::try_from(header.entries.min(header.count)).unwrap_or(0);
         let builder = scope.spawn(move || {
             let mut index = EntryIndex::new(trust_domain.clone());
-            for (row, payload) in receive.into_iter().flatten() {
-                let entry = codec::read_entry(&payload).map_err(|error| error.to_string())?;
+            index.reserve(expected);
+            for (row, entry) in receive.into_iter().flatten() {
                 if index.row(&entry.id).is_some() {
                     return Err(format!("two records are of entry {}", entry.id));
                 }
-                index.put_at(row, Arc::new(entry));
+                index.put_at(row, entry);
             }
             Ok(index)
         });
         let mut chunk = Vec::with_capacity(CHUNK);
+        let mut reader = EntryReader::default();
         let mut damage = None;
         let result = database.scan(&Range::all(), &mut |key, value| {
             let mut take = || -> Result<(), StoreError> {
@@ -91,7 +93,8 @@ pub(super) fn load(
                     Table::Token => tokens += 1,
                     Table::Entry => {
                         let row = key[1..].try_into().map_err(|_| corrupt("an entry has no row".into()))?;
-                        chunk.push((u64::from_be_bytes(row), opened.payload.to_vec()));
+                        let entry = reader.read(opened.payload).map_err(unreadable)?;
+                        chunk.push((u64::from_be_bytes(row), Arc::new(entry)));
                         if chunk.len() == CHUNK {
                             // The builder is gone only when it failed, which is found when it is joined.
                             let _ = send.send(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK)));
@@ -144,6 +147,9 @@ pub(super) fn load(
             "it holds {} records where commit {} left {}",
             tally.count, header.sequence, header.count
         )));
+    }
+    if entries.len() as u64 != header.entries {
+        return Err(corrupt(format!("it holds {} entries where {} are expected", entries.len(), header.entries)));
     }
     if tally.digest != header.digest {
         return Err(corrupt(format!("its records are not those that commit {} left", header.sequence)));

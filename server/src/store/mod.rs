@@ -173,7 +173,7 @@ const QUEUE: usize = 8192;
 
 impl Store {
     /// Opens the store, or makes a new one where neither a database nor its expected-state file is. Reads and checks
-    /// everything, so it takes a while: a second for some hundred thousand entries.
+    /// everything, so it blocks for a while: a second for some hundred thousand entries.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when anything is damaged, missing or shortened, [`StoreError::Busy`] when another process
@@ -371,7 +371,14 @@ fn open_checked(config: &StoreConfig, driver: &dyn Driver, file: &Path) -> Resul
             expected.sequence
         )));
     }
-    let mut database = opened(driver)?;
+    let mut database = match opened(driver) {
+        // Killed while making it: nothing was ever acknowledged that could be in there.
+        Err(StoreError::Corrupt { .. }) if expected.sequence == 0 => {
+            backup::remove(&config.path)?;
+            opened(driver)?
+        }
+        other => other?,
+    };
     let found = load::read_header(&*database, file)?;
     let created = found.is_none() && expected.sequence == 0;
     let header = match found {

@@ -25,6 +25,7 @@ use super::codec::{self, DecodeError};
 use super::kv::{KeyValue, Range};
 use super::record::{self, Table};
 use super::state::{Applied, Placed, State};
+use super::writer::Pair;
 
 /// Writes that are not committed yet.
 #[derive(Debug, Default)]
@@ -106,7 +107,7 @@ impl Unit<'_> {
         range: &Range,
         limit: usize,
         mut wanted: impl FnMut(&[u8]) -> Result<bool, DecodeError>,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    ) -> Result<Vec<Pair>, StoreError> {
         let mut found = Vec::new();
         let mut damage = None;
         let written =

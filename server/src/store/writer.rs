@@ -341,6 +341,7 @@ impl Writer {
         }
 
         let mut tally = Tally { count: self.header.count, digest: self.header.digest };
+        let mut entries = self.header.entries;
         let mut batch = Batch::default();
         for (key, payload) in payloads {
             let former = self.database().get(key).map_err(fail)?;
@@ -351,6 +352,9 @@ impl Writer {
             }
             if let Some(snapshot) = &mut self.snapshot {
                 snapshot.keep(key, former.as_deref());
+            }
+            if Table::of(key) == Some(Table::Entry) {
+                entries = entries + u64::from(payload.is_some()) - u64::from(former.is_some());
             }
             match payload {
                 Some(payload) => {
@@ -368,6 +372,7 @@ impl Writer {
             digest: tally.digest,
             last_row: overlay.last_row,
             epoch,
+            entries,
             ..self.header.clone()
         };
         let key = Table::Header.key(&[]);
@@ -752,7 +757,6 @@ mod tests {
                 tokio::spawn(async move { put(&store, &format!("td{n}")).await })
             })
             .collect();
-        tokio::task::yield_now().await;
         for _ in 0..2000 {
             tokio::task::yield_now().await;
         }

@@ -65,10 +65,10 @@ fn shortened_and_missing_files_are_refused() {
         type Damage = fn(DriverKind, &Path);
         let damages: [(&str, Damage); 7] = [
             ("last 4 kB cut off", |driver, folder| {
-                shorten(&data_file(driver, folder), |length| length - 4096)
+                shorten(&data_file(driver, folder), |length| length - 4096);
             }),
             ("last quarter cut off", |driver, folder| {
-                shorten(&data_file(driver, folder), |length| length / 4 * 3)
+                shorten(&data_file(driver, folder), |length| length / 4 * 3);
             }),
             ("half cut off", |driver, folder| shorten(&data_file(driver, folder), |length| length / 2)),
             ("empty", |driver, folder| shorten(&data_file(driver, folder), |_| 0)),

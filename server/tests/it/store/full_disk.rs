@@ -147,7 +147,7 @@ async fn resumes(store: &bonafide_server::store::Store, name: &str) {
         match store.write(move |unit| unit.entry_create(entry(&created))).await {
             Ok(_) => return,
             Err(error) => {
-                assert!(start.elapsed() < Duration::from_secs(20), "writes must resume; last: {error}")
+                assert!(start.elapsed() < Duration::from_secs(20), "writes must resume; last: {error}");
             }
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -29,6 +29,30 @@ fn nothing_acknowledged_is_lost_by_a_kill() {
     }
 }
 
+#[test]
+fn a_store_that_was_killed_while_it_was_made_opens() {
+    let kills = setting("BONAFIDE_TEST_KILLS", 10);
+    for driver in ON_DISK {
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
+        let mut found = [0, 0];
+        for round in 0..kills {
+            let folder = tempfile::tempdir().unwrap();
+            let mut ledger = Ledger::default();
+            let mut writer = Writer::start(driver, round, folder.path());
+            // Waiting for the first file, since starting a process takes longer than making a store.
+            let start = Instant::now();
+            while !folder.path().join("store.expect").exists() {
+                assert!(start.elapsed() < Duration::from_secs(60), "the store must be made");
+            }
+            writer.listen(&mut ledger, Instant::now() + random.millis(8), false);
+            writer.kill(&mut ledger);
+            found[usize::from(folder.path().join("store").exists())] += 1;
+            ledger.check(driver, folder.path(), &format!("{driver}, kill {round} of a new store"));
+        }
+        eprintln!("{driver}: killed {} times before and {} times after the first file of the database", found[0], found[1]);
+    }
+}
+
 /// A xorshift generator: the same moments in each run, as far as the scheduler agrees.
 pub(crate) struct Random(pub(crate) u64);
 

@@ -60,8 +60,32 @@ fn cut_power(driver: DriverKind) {
         let _mounted = Mount::new(&device.name, &place);
         ledger.check(driver, &place, &format!("{driver}, power cut {round}"));
     }
-    eprintln!("{driver}: {cuts} power cuts, {} acknowledged writes, none lost", ledger.acks);
-    assert!(ledger.acks > cuts);
+    let acks = ledger.acks;
+    // And while a store is made.
+    for round in 0..cuts {
+        let new = place.join(format!("new-{round}"));
+        let mut ledger = Ledger::default();
+        let mounted = Mount::new(&device.name, &place);
+        std::fs::create_dir(&new).unwrap();
+        rustix::fs::syncfs(std::fs::File::open(&place).unwrap()).unwrap();
+        let mut writer = Writer::start(driver, round, &new);
+        let start = Instant::now();
+        while !new.join("store.expect").exists() {
+            assert!(start.elapsed() < Duration::from_secs(60), "the store must be made");
+        }
+        writer.listen(&mut ledger, Instant::now() + random.millis(15), false);
+        writer.freeze();
+        writer.drain(&mut ledger);
+        run("python3", &["-c", SHUTDOWN, text(&place)]).expect("the shutdown ioctl");
+        writer.kill(&mut ledger);
+        drop(mounted);
+
+        let _mounted = Mount::new(&device.name, &place);
+        ledger.check(driver, &new, &format!("{driver}, power cut {round} of a new store"));
+        std::fs::remove_dir_all(&new).unwrap();
+    }
+    eprintln!("{driver}: {cuts} power cuts, {acks} acknowledged writes, none lost; {cuts} while a store was made");
+    assert!(acks > cuts);
 }
 
 /// An empty ext4 file system on a loop device; detached when dropped.

@@ -64,7 +64,7 @@ async fn health_is_that_of_the_whole() {
     assert_eq!(client.clone().check(request("x")).await.unwrap_err().code(), Code::InvalidArgument);
     assert_eq!(client.clone().watch(request("x")).await.unwrap_err().code(), Code::InvalidArgument);
     let listed = client.clone().list(HealthListRequest {}).await.unwrap().into_inner();
-    assert_eq!(listed.statuses.into_iter().map(|(_, status)| status.status()).collect::<Vec<_>>(), [status]);
+    assert_eq!(listed.statuses.into_values().map(|told| told.status()).collect::<Vec<_>>(), [status]);
 
     let mut watch = client.clone().watch(request("")).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);

@@ -191,6 +191,7 @@ impl Agent {
             interval: config.sync_interval,
             last: last_sync.clone(),
             readiness: sync_ready,
+            attested_again: std::sync::atomic::AtomicBool::new(false),
         };
         sync.first(&shutdown).await?;
         if shutdown.is_triggered() {

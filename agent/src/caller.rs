@@ -341,6 +341,12 @@ mod tests {
         Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep exists")
     }
 
+    /// By another process: a descriptor of ours that is open for writing could be inherited by what a test beside this one
+    /// starts at that moment, and the copy could not be started ("text file busy").
+    fn copy_sleep(to: &Path) {
+        assert!(Command::new("cp").arg("/bin/sleep").arg(to).status().unwrap().success());
+    }
+
     fn cred_of(child: &Child) -> PeerCred {
         let pid = i32::try_from(child.id()).unwrap();
         PeerCred {
@@ -475,7 +481,7 @@ mod tests {
     fn a_name_with_parentheses_does_not_shift_the_start_time() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join(") 0 0 (x");
-        std::fs::copy("/bin/sleep", &program).unwrap();
+        copy_sleep(&program);
         let mut child = Command::new(&program).arg("1000").spawn().unwrap();
         let mut plain = sleeper();
         let odd = PinnedCaller::pin(&cred_of(&child)).unwrap();

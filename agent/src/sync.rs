@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use bonafide_identity::{Bundle, Timestamp, TrustDomain};
@@ -139,6 +139,8 @@ pub struct Sync {
     pub(crate) interval: Duration,
     pub(crate) last: LastSync,
     pub(crate) readiness: ReadinessGuard,
+    /// Since the last pass that succeeded.
+    pub(crate) attested_again: AtomicBool,
 }
 
 impl Sync {
@@ -211,6 +213,7 @@ impl Sync {
         match result {
             Ok(()) => {
                 backoff.reset();
+                self.attested_again.store(false, Ordering::Relaxed);
                 self.last.set(now);
                 self.readiness.ready();
                 Ok(self.jittered())
@@ -229,7 +232,8 @@ impl Sync {
                 if self.cache.counts().x509 == 0 {
                     delay = delay.min(self.interval);
                 }
-                if reattests {
+                // Once: a server that goes on denying must not be asked without pause.
+                if reattests && !self.attested_again.swap(true, Ordering::Relaxed) {
                     delay = Duration::ZERO;
                 }
                 tracing::warn!(error = text, retry_in = ?delay, "synchronisation with the server failed");

@@ -40,22 +40,21 @@ pub enum ServerError {
     /// certificate is refused has finished its handshake by then, so this is all it sees.
     #[error(
         "the server closed the connection before it answered {rpc}, most likely because it refused the agent's \
-         certificate: look into the server's log"
+         certificate: look into the server's log{}",
+        cause(status)
     )]
     CertificateRefused {
         /// The first call on the connection.
         rpc: &'static str,
         /// What the transport said.
-        #[source]
-        source: Box<tonic::Status>,
+        status: Box<tonic::Status>,
     },
     /// The server answered with an error, or the connection broke.
-    #[error("{rpc} failed: {} ({:?})", status.message(), status.code())]
+    #[error("{rpc} failed: {} ({:?}){}", status.message(), status.code(), cause(status))]
     Status {
         /// The call.
         rpc: &'static str,
-        /// The answer.
-        #[source]
+        /// The answer. Not a source: its text would only be said twice.
         status: Box<tonic::Status>,
     },
     /// No answer in time.
@@ -107,7 +106,7 @@ impl ServerError {
                 && status.source().is_some()
                 && matches!(status.code(), Code::Unknown | Code::Unavailable));
         if certified && refused {
-            Self::CertificateRefused { rpc, source: Box::new(status) }
+            Self::CertificateRefused { rpc, status: Box::new(status) }
         } else {
             Self::Status { rpc, status: Box::new(status) }
         }
@@ -155,6 +154,11 @@ impl ServerError {
             Self::Attestor(_) => "attestor",
         }
     }
+}
+
+/// What is behind a status that the transport made.
+fn cause(status: &tonic::Status) -> String {
+    status.source().map(|source| format!(": {}", bonafide_runtime::tasks::chain(source))).unwrap_or_default()
 }
 
 /// The first error of this type in a chain of sources. An `io::Error` hides what it wraps from `source`.

@@ -277,6 +277,12 @@ mod tests {
         (child, caller)
     }
 
+    /// By another process: a descriptor of ours that is open for writing could be inherited by what a test beside this one
+    /// starts at that moment, and the copy could not be started ("text file busy").
+    fn copy_sleep(to: &std::path::Path) {
+        assert!(Command::new("cp").arg("/bin/sleep").arg(to).status().unwrap().success());
+    }
+
     fn stop(mut child: Child) {
         child.kill().unwrap();
         child.wait().unwrap();
@@ -330,7 +336,7 @@ mod tests {
     async fn the_digest_is_of_what_runs_even_when_the_file_was_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
-        std::fs::copy("/bin/sleep", &program).unwrap();
+        copy_sleep(&program);
         let expected = Command::new("sha256sum").arg(&program).output().unwrap();
         let expected = String::from_utf8(expected.stdout).unwrap();
         let expected = format!("sha256:{}", expected.split_whitespace().next().unwrap());
@@ -369,7 +375,7 @@ mod tests {
     async fn only_files_at_rest_are_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
-        std::fs::copy("/bin/sleep", &program).unwrap();
+        copy_sleep(&program);
         let (child, caller) = start(&program);
         let changed = FileState::of(&std::fs::metadata(&program).unwrap()).changed.0;
         let at =

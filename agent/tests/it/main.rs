@@ -1,0 +1,10 @@
+//! The agent as a whole, against a server that does as it is told and with this process as its workload.
+
+mod admin;
+mod bootstrap;
+mod documents;
+mod fake_server;
+mod harness;
+mod keeping_up;
+mod pid_reuse;
+mod workload_api;

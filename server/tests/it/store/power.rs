@@ -119,6 +119,14 @@ struct Mount {
 
 impl Mount {
     fn new(device: &str, place: &Path) -> Self {
+        // Mounting a device whose file system is still alive gives that same, shut down, file system once more. It
+        // lives on while another mount namespace holds it, as a test that makes namespaces does for a moment.
+        let alive = Path::new("/sys/fs/ext4").join(device.trim_start_matches("/dev/"));
+        let start = Instant::now();
+        while alive.exists() {
+            assert!(start.elapsed() < Duration::from_secs(60), "the file system before the cut must be gone");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         run("mount", &["-t", "ext4", device, text(place)]).expect("mounting");
         Self { place: place.to_owned() }
     }

@@ -283,7 +283,7 @@ impl Pinned {
     }
 }
 
-/// The value of a `Name:	value` line of `/proc/<pid>/status`.
+/// The value of the line `Name:` of `/proc/<pid>/status`.
 #[must_use]
 pub(crate) fn status_line<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)

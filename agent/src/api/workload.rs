@@ -306,11 +306,12 @@ impl Feed for WitSvidFeed {
     }
 }
 
+/// Entries with the SVIDs to send for them.
+type Ready<S> = Vec<(Arc<Entry>, Arc<S>)>;
+
 /// The SVIDs to send: one for each entry that is left after the rule about hints. While one is being signed nothing is sent,
 /// for a client takes the first message as all it will get at start.
-fn ready<S: Svid, M>(
-    entries: Vec<(Arc<Entry>, Availability<S>)>,
-) -> Result<Vec<(Arc<Entry>, Arc<S>)>, Next<M>> {
+fn ready<S: Svid, M>(entries: Vec<(Arc<Entry>, Availability<S>)>) -> Result<Ready<S>, Next<M>> {
     if entries.is_empty() {
         return Err(Next::End(no_identity()));
     }

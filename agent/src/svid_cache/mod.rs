@@ -100,6 +100,9 @@ impl Kind for Wit {
     }
 }
 
+/// What became of the request for one entry: an SVID, or a failure that the log tells about.
+pub type Outcome<S> = (Arc<Entry>, Result<S, ()>);
+
 /// An entry and what is held for it.
 #[doc(hidden)]
 pub struct Held {
@@ -311,7 +314,7 @@ impl SvidCache {
     }
 
     /// Takes what the server signed, or failed to sign, for these states of the entries.
-    pub fn put<K: Kind>(&self, signed: Vec<(Arc<Entry>, Result<K::Svid, ()>)>) {
+    pub fn put<K: Kind>(&self, signed: Vec<Outcome<K::Svid>>) {
         let mut state = self.lock();
         let mut changed = HashSet::new();
         let tainted = state.bundles.as_ref().map(|bundles| bundles.tainted.clone()).unwrap_or_default();
@@ -383,7 +386,7 @@ impl Subscription {
     pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
             // The group lives as long as its members, and this is one.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

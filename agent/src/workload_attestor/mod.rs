@@ -92,8 +92,8 @@ impl WorkloadAttestors {
             take(only.kind(), only.attest(caller).await);
         } else {
             let mut running = JoinSet::new();
-            for attestor in self.0.iter().cloned() {
-                let caller = caller.clone();
+            for attestor in &*self.0 {
+                let (attestor, caller) = (Arc::clone(attestor), caller.clone());
                 running.spawn(async move { (attestor.kind(), attestor.attest(&caller).await) });
             }
             while let Some(done) = running.join_next().await {

@@ -132,8 +132,11 @@ impl WorkloadAttestor for Unix {
 /// is no name", is kept for a few seconds and nothing is looked up on a thread that serves others.
 #[derive(Default)]
 struct Names {
-    known: Mutex<HashMap<Id, (Instant, Option<Arc<str>>)>>,
+    known: Mutex<HashMap<Id, Answer>>,
 }
+
+/// When it was asked for, and what the name is.
+type Answer = (Instant, Option<Arc<str>>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Id {

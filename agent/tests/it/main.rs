@@ -1,5 +1,7 @@
 //! The agent as a whole, against a server that does as it is told and with this process as its workload.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
+
 mod admin;
 mod bootstrap;
 mod documents;

@@ -151,8 +151,11 @@ impl EntryReader {
         };
         let parent_id = self.parent.insert(parent).1.clone();
         let record = &self.record;
-        let mut federates_with =
-            record.federates_with.iter().map(|name| trust_domain(RECORD, name)).collect::<Decoded<Vec<_>>>()?;
+        let mut federates_with = record
+            .federates_with
+            .iter()
+            .map(|name| trust_domain(RECORD, name))
+            .collect::<Decoded<Vec<_>>>()?;
         federates_with.sort();
         let dns_names = record
             .dns_names

@@ -149,7 +149,11 @@ pub(super) fn load(
         )));
     }
     if entries.len() as u64 != header.entries {
-        return Err(corrupt(format!("it holds {} entries where {} are expected", entries.len(), header.entries)));
+        return Err(corrupt(format!(
+            "it holds {} entries where {} are expected",
+            entries.len(),
+            header.entries
+        )));
     }
     if tally.digest != header.digest {
         return Err(corrupt(format!("its records are not those that commit {} left", header.sequence)));

@@ -602,7 +602,9 @@ mod tests {
 
     impl KeyValue for Faulty {
         fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-            self.with(|fault| if std::mem::take(&mut fault.reads_fail) { Err(KvError::Full) } else { fault.keys.get(key) })
+            self.with(|fault| {
+                if std::mem::take(&mut fault.reads_fail) { Err(KvError::Full) } else { fault.keys.get(key) }
+            })
         }
 
         fn scan(&self, range: &Range, visit: Visitor<'_>) -> Result<(), KvError> {
@@ -654,7 +656,8 @@ mod tests {
             let header = read_header(&fault.keys, Path::new("")).unwrap().unwrap();
             let td = store.state().trust_domain();
             let loaded = super::super::load::load(&fault.keys, header, td, Path::new("")).unwrap();
-            let found: Vec<_> = loaded.state.bundles().iter().map(|bundle| bundle.trust_domain.to_string()).collect();
+            let found: Vec<_> =
+                loaded.state.bundles().iter().map(|bundle| bundle.trust_domain.to_string()).collect();
             assert_eq!(found, names(store));
             assert_eq!(loaded.state.epoch(), store.state().epoch());
         });

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bonafide_server::store::{DriverKind, Entries, JoinTokens, Nodes, StoreError};
 
-use super::{ON_DISK, content, each, entry, node, open, token};
+use super::{ON_DISK, content, each, entry, node, open, setting, token};
 
 const ENTRIES: usize = 3000;
 
@@ -129,7 +129,7 @@ fn zeroed_and_flipped_bytes_are_refused_or_harmless() {
             random % below
         };
         let mut found = (0, 0);
-        for round in 0..40 {
+        for round in 0..setting("BONAFIDE_TEST_DAMAGES", 40) {
             let victim = tempfile::tempdir().unwrap();
             copy(folder.path(), victim.path());
             let file =

@@ -49,7 +49,10 @@ fn a_store_that_was_killed_while_it_was_made_opens() {
             found[usize::from(folder.path().join("store").exists())] += 1;
             ledger.check(driver, folder.path(), &format!("{driver}, kill {round} of a new store"));
         }
-        eprintln!("{driver}: killed {} times before and {} times after the first file of the database", found[0], found[1]);
+        eprintln!(
+            "{driver}: killed {} times before and {} times after the first file of the database",
+            found[0], found[1]
+        );
     }
 }
 

@@ -84,7 +84,9 @@ fn cut_power(driver: DriverKind) {
         ledger.check(driver, &new, &format!("{driver}, power cut {round} of a new store"));
         std::fs::remove_dir_all(&new).unwrap();
     }
-    eprintln!("{driver}: {cuts} power cuts, {acks} acknowledged writes, none lost; {cuts} while a store was made");
+    eprintln!(
+        "{driver}: {cuts} power cuts, {acks} acknowledged writes, none lost; {cuts} while a store was made"
+    );
     assert!(acks > cuts);
 }
 

@@ -19,9 +19,7 @@ use std::time::{Duration, Instant};
 
 use bonafide_identity::{AttestedNode, Entry, EntryId, Selector, SelectorSet, SpiffeId, Timestamp};
 use bonafide_pki::tls::{PeerCheck, Svid, SvidHolder, TrustStore, client_config, server_name};
-use bonafide_pki::{
-    KeyType, PrivateKey, Signer, TrustRoots, VerificationAlgorithm, agent_csr, inspect,
-};
+use bonafide_pki::{KeyType, PrivateKey, Signer, TrustRoots, VerificationAlgorithm, agent_csr, inspect};
 use bonafide_proto::spire::server::svid::v1::svid_client::SvidClient;
 use bonafide_proto::spire::server::svid::v1::{BatchNewX509svidRequest, NewX509svidParams};
 use bonafide_runtime::clock::{Clock as _, SystemClock};
@@ -77,13 +75,19 @@ fn main() {
     assert!(audited > 0, "nothing was audited");
 
     println!("processors: {processors}, pairs of slices: {}", bare_rates.len());
-    for (per, pick) in [("second", (|rate| rate.wall) as fn(&Rate) -> f64), ("processor second", |rate| rate.cpu)] {
+    for (per, pick) in
+        [("second", (|rate| rate.wall) as fn(&Rate) -> f64), ("processor second", |rate| rate.cpu)]
+    {
         let of = |rates: &[Rate]| median(rates.iter().map(pick).collect());
-        let ratio = median(grpc_rates.iter().zip(&bare_rates).map(|(grpc, bare)| pick(grpc) / pick(bare)).collect());
+        let ratio =
+            median(grpc_rates.iter().zip(&bare_rates).map(|(grpc, bare)| pick(grpc) / pick(bare)).collect());
         println!("bare verify+sign:   {:>8.0} per {per}", of(&bare_rates));
         println!("mutual TLS, by 100: {:>8.0} per {per}, persisted and audited", of(&grpc_rates));
         println!("ratio:              {ratio:>8.3} (at least {LEAST_RATIO})");
-        assert!(trial || ratio >= LEAST_RATIO, "too much beside the cryptography: {ratio:.3} < {LEAST_RATIO}");
+        assert!(
+            trial || ratio >= LEAST_RATIO,
+            "too much beside the cryptography: {ratio:.3} < {LEAST_RATIO}"
+        );
     }
 }
 

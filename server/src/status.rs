@@ -23,6 +23,8 @@ pub mod names {
     pub const AUDIT_LINES: &str = "bonafide_server_audit_lines_total";
     /// Lines of the audit log that were lost.
     pub const AUDIT_LOST: &str = "bonafide_server_audit_lines_lost_total";
+    /// What was signed and is missing in the inventory.
+    pub const UNRECORDED: &str = "bonafide_server_issuance_unrecorded_total";
     /// Attestations by type and result.
     pub const ATTESTATIONS: &str = "bonafide_server_attestations_total";
     /// Registration entries.
@@ -81,6 +83,13 @@ pub const METRICS: &[MetricDoc] = &[
         "",
         &[],
         "Lines that the audit log could not take. Alert on any.",
+    ),
+    doc(
+        names::UNRECORDED,
+        MetricKind::Counter,
+        "",
+        &[],
+        "SVIDs that were signed while the store took no writes, and so are missing in its inventory.",
     ),
     doc(
         names::ATTESTATIONS,

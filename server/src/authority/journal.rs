@@ -14,7 +14,11 @@ pub(super) fn read(unit: &Unit<'_>, kind: AuthorityKind) -> Result<Vec<JournalRe
 }
 
 /// Makes `records` the journal of `kind`.
-pub(super) fn write(unit: &mut Unit<'_>, kind: AuthorityKind, records: &[JournalRecord]) -> Result<(), StoreError> {
+pub(super) fn write(
+    unit: &mut Unit<'_>,
+    kind: AuthorityKind,
+    records: &[JournalRecord],
+) -> Result<(), StoreError> {
     for former in unit.journal(kind)? {
         if records.iter().all(|record| record.slot.authority_id != former.slot.authority_id) {
             unit.journal_delete(kind, &former.slot.authority_id)?;

@@ -107,10 +107,12 @@ impl ServerSvid {
                 trusted.insert(bundle.trust_domain.clone(), (bundle, Arc::clone(roots)));
                 continue;
             }
-            match TrustRoots::from_der(bundle.x509_authorities.iter().map(|root| root.certificate.as_slice())) {
+            match TrustRoots::from_der(bundle.x509_authorities.iter().map(|root| root.certificate.as_slice()))
+            {
                 Ok(roots) => drop(trusted.insert(bundle.trust_domain.clone(), (bundle, Arc::new(roots)))),
                 Err(error) => {
-                    tracing::error!(trust_domain = %bundle.trust_domain, %error, "the bundle cannot be used for verification");
+                    let trust_domain = &bundle.trust_domain;
+                    tracing::error!(%trust_domain, %error, "the bundle cannot be used for verification");
                 }
             }
         }
@@ -132,6 +134,7 @@ fn renew(
     holder.set(Svid::new(signed.chain, key)?);
     let not_before = now.saturating_sub(bonafide_identity::BACKDATE);
     let renew_at = renewal_instant(not_before, not_after, random.u64(), None);
-    tracing::info!(serial = %signed.issued.serial, authority = %signed.issued.authority_id, not_after = not_after.unix_seconds(), "the server has a new X509-SVID");
+    let (serial, authority) = (&signed.issued.serial, &signed.issued.authority_id);
+    tracing::info!(%serial, %authority, not_after = not_after.unix_seconds(), "the server has a new X509-SVID");
     Ok(Held { authority_id: signed.issued.authority_id, renew_at })
 }

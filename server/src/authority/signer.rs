@@ -12,14 +12,15 @@ use bonafide_identity::{
     DnsName, Entry, Lifetime, SpiffeId, SvidTtls, Timestamp, capped, lifetime::capped_token,
 };
 use bonafide_pki::{
-    CaProfile, CsrError, JwsAlgorithm, JwtClaims, JwtError, LeafProfile, PublicKey, Random, Subject, VerifiedCsr, WitClaims,
-    X509Error, X509Issuer, random_jti, random_serial,
+    CaProfile, CsrError, JwsAlgorithm, JwtClaims, JwtError, LeafProfile, PublicKey, Random, Subject,
+    VerifiedCsr, WitClaims, X509Error, X509Issuer, random_jti, random_serial,
 };
 use tokio::sync::Semaphore;
 
 use super::Authorities;
 use super::slots::TokenIssuer;
-use crate::store::{Issuance, IssuedSvid, SvidKind, Store};
+use crate::status::names;
+use crate::store::{Issuance, IssuedSvid, Store, SvidKind};
 
 /// Lifetimes and names that the configuration gives.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +76,7 @@ impl Issuing {
         config: IssuingConfig,
         authorities: Arc<Authorities>,
         store: Store,
-            random: Arc<dyn Random>,
+        random: Arc<dyn Random>,
     ) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self { config, authorities, store, random, processors: Arc::new(Semaphore::new(processors)) }
@@ -145,7 +146,9 @@ impl Issuing {
             std::thread::scope(|scope| {
                 let others: Vec<_> = others
                     .chunks(share)
-                    .map(|chunk| (chunk.len(), scope.spawn(move || chunk.iter().map(issue).collect::<Vec<_>>())))
+                    .map(|chunk| {
+                        (chunk.len(), scope.spawn(move || chunk.iter().map(issue).collect::<Vec<_>>()))
+                    })
                     .collect();
                 let mut results: Vec<_> = own.iter().map(issue).collect();
                 for (length, other) in others {
@@ -164,7 +167,12 @@ impl Issuing {
     ///
     /// # Errors
     /// The authority has expired, or signing failed.
-    pub fn issue_agent_x509(&self, id: &SpiffeId, key: &PublicKey, now: Timestamp) -> Result<SignedX509, SigningError> {
+    pub fn issue_agent_x509(
+        &self,
+        id: &SpiffeId,
+        key: &PublicKey,
+        now: Timestamp,
+    ) -> Result<SignedX509, SigningError> {
         self.leaf(
             &self.authorities.x509(),
             &Leaf {
@@ -236,7 +244,11 @@ impl Issuing {
         now: Timestamp,
     ) -> Result<SignedX509, SigningError> {
         let issuer = self.authorities.x509();
-        let lifetime = living(capped(or_default(preferred_ttl, self.config.ttls.ca), now, issuer.not_after()), issuer.not_after(), now)?;
+        let lifetime = living(
+            capped(or_default(preferred_ttl, self.config.ttls.ca), now, issuer.not_after()),
+            issuer.not_after(),
+            now,
+        )?;
         let serial = random_serial(&*self.random);
         let certificate = issuer.issue_ca(&CaProfile {
             public_key: key,
@@ -261,7 +273,12 @@ impl Issuing {
     ///
     /// # Errors
     /// JWT-SVIDs are switched off, the key has expired, or signing failed.
-    pub fn issue_jwt(&self, entry: &Entry, audience: &[String], now: Timestamp) -> Result<SignedToken, SigningError> {
+    pub fn issue_jwt(
+        &self,
+        entry: &Entry,
+        audience: &[String],
+        now: Timestamp,
+    ) -> Result<SignedToken, SigningError> {
         let ttl = self.config.ttls.jwt_for(entry);
         let jti = entry.jwt_svid_include_jti.then(|| random_jti(&*self.random));
         let mut signed = self.jwt(SvidKind::WorkloadJwt, &entry.spiffe_id, audience, jti, ttl, now)?;
@@ -326,7 +343,7 @@ impl Issuing {
         }
         let count = svids.len();
         if let Err(error) = self.store.write(move |unit| unit.record_issued(&svids)).await {
-            metrics::counter!("bonafide_issuance_unrecorded_total").increment(count as u64);
+            metrics::counter!(names::UNRECORDED).increment(count as u64);
             tracing::error!(%error, count, "what was signed is missing in the inventory; the audit log has it");
         }
     }
@@ -390,7 +407,8 @@ impl Issuing {
     ) -> Result<SignedToken, SigningError> {
         let issuer = self.authorities.wit().ok_or(SigningError::Disabled("WIT"))?;
         let lifetime = living(capped_token(ttl, now, issuer.not_after), issuer.not_after, now)?;
-        let claims = WitClaims { sub: id, exp: lifetime.not_after, iat: now, iss: self.config.wit_issuer.as_deref() };
+        let claims =
+            WitClaims { sub: id, exp: lifetime.not_after, iat: now, iss: self.config.wit_issuer.as_deref() };
         let token = issuer.signer.sign_wit_svid(&claims, key, algorithm)?;
         Ok(token_of(kind, id, &issuer, token, String::new(), lifetime))
     }

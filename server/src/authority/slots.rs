@@ -21,12 +21,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bonafide_identity::{
-    AuthorityKind, AuthorityRefusal, AuthoritySlot, AuthoritySlots, Bundle, JwtAuthority, RotationStep, SlotError,
-    SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
+    AuthorityKind, AuthorityRefusal, AuthoritySlot, AuthoritySlots, Bundle, JwtAuthority, RotationStep,
+    SlotError, SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
 };
 use bonafide_pki::{
-    CaSubject, JwtSigner, KeyError, KeyManager, KeyType, Random, Signer, X509Error, X509Issuer, ca_csr, inspect,
-    random_key_id, random_serial, self_signed_ca,
+    CaSubject, JwtSigner, KeyError, KeyManager, KeyType, Random, Signer, X509Error, X509Issuer, ca_csr,
+    inspect, random_key_id, random_serial, self_signed_ca,
 };
 use bonafide_runtime::clock::SharedClock;
 use tokio::sync::{Mutex, watch};
@@ -109,7 +109,8 @@ impl Authorities {
                 if !steps.signs(kind, now) {
                     return Err(error);
                 }
-                tracing::error!(%kind, error = %chain(&error), "a due step of rotation failed; it is tried again");
+                let error = chain(&error);
+                tracing::error!(%kind, error, "a due step of rotation failed; it is tried again");
             }
         }
         let live = steps.live()?;
@@ -339,7 +340,12 @@ impl Steps {
         let Some(Issuer::X509(x509)) = issuer(AuthorityKind::X509) else {
             return Err(SlotError::Initializing.into());
         };
-        Ok(Live { x509, jwt: token(AuthorityKind::Jwt), wit: token(AuthorityKind::Wit), slots: self.fingerprint() })
+        Ok(Live {
+            x509,
+            jwt: token(AuthorityKind::Jwt),
+            wit: token(AuthorityKind::Wit),
+            slots: self.fingerprint(),
+        })
     }
 
     /// Whether the authority in `slot` can sign at `now`, as far as is known here.
@@ -371,13 +377,16 @@ impl Steps {
             let issuer = self.issuer_of(&record).await?;
             let slot = record.slot;
             if issuer.is_none() && slot.status == SlotStatus::Prepared {
-                tracing::warn!(%kind, authority = %slot.authority_id, "the key of the prepared authority is lost");
+                let authority = &slot.authority_id;
+                tracing::warn!(%kind, authority, "the key of the prepared authority is lost");
                 continue;
             }
             if issuer.is_none() && slot.status == SlotStatus::Active {
-                tracing::warn!(%kind, authority = %slot.authority_id, "the key of the active authority is lost; a new authority takes its place");
+                let authority = &slot.authority_id;
+                tracing::warn!(%kind, authority, "the key of the active authority is lost; a new one takes its place");
             }
-            let material = Material { public_key: record.public_key, chain: record.certificate_chain, issuer };
+            let material =
+                Material { public_key: record.public_key, chain: record.certificate_chain, issuer };
             state.material.insert(slot.authority_id.clone(), material);
             slots.push(slot);
         }
@@ -399,12 +408,17 @@ impl Steps {
         }
         if record.kind != AuthorityKind::X509 {
             let signer = JwtSigner::new(record.slot.authority_id.clone(), signer);
-            return Ok(Some(Issuer::Token(Arc::new(TokenIssuer { signer, not_after: record.slot.not_after }))));
+            return Ok(Some(Issuer::Token(Arc::new(TokenIssuer {
+                signer,
+                not_after: record.slot.not_after,
+            }))));
         }
-        match self.x509_issuer(&record.certificate_chain, record.slot.upstream_authority_id.is_some(), signer) {
+        match self.x509_issuer(&record.certificate_chain, record.slot.upstream_authority_id.is_some(), signer)
+        {
             Ok(issuer) => Ok(Some(Issuer::X509(Arc::new(issuer)))),
             Err(error) => {
-                tracing::error!(authority = %record.slot.authority_id, %error, "the recorded CA certificate cannot be used");
+                let authority = &record.slot.authority_id;
+                tracing::error!(authority, %error, "the recorded CA certificate cannot be used");
                 Ok(None)
             }
         }
@@ -447,14 +461,19 @@ impl Steps {
     /// Adds to the bundle what is not in it.
     async fn publish(&self, more: Bundle) -> Result<(), AuthorityError> {
         let present = self.store.state().bundle(&self.config.trust_domain);
-        let mut known = present.map_or_else(|| Bundle::empty(more.trust_domain.clone()), |b| Bundle::clone(&b));
+        let mut known =
+            present.map_or_else(|| Bundle::empty(more.trust_domain.clone()), |b| Bundle::clone(&b));
         if !append(&mut known, more.clone()) {
             return Ok(());
         }
-        self.store.write(move |unit| journal::change_bundle(unit, &more.trust_domain.clone(), |b| {
-            append(b, more);
-            Ok(())
-        })).await?;
+        self.store
+            .write(move |unit| {
+                journal::change_bundle(unit, &more.trust_domain.clone(), |b| {
+                    append(b, more);
+                    Ok(())
+                })
+            })
+            .await?;
         Ok(())
     }
 
@@ -517,7 +536,8 @@ impl Steps {
             // would replace the prepared authority every few seconds; asking ever more often as the end comes
             // nearer is enough for an upstream that is renewed at the last minute.
             (Some(RotationStep::Prepare(_)), Some(prepared))
-                if now.saturating_since(prepared.issued_at) < prepared.not_after.saturating_since(now) / 10 =>
+                if now.saturating_since(prepared.issued_at)
+                    < prepared.not_after.saturating_since(now) / 10 =>
             {
                 None
             }
@@ -525,7 +545,11 @@ impl Steps {
         })
     }
 
-    async fn prepare(&mut self, kind: AuthorityKind, now: Timestamp) -> Result<AuthoritySlot, AuthorityError> {
+    async fn prepare(
+        &mut self,
+        kind: AuthorityKind,
+        now: Timestamp,
+    ) -> Result<AuthoritySlot, AuthorityError> {
         let mut next = self.state(kind)?.clone();
         let key_id = kind.key_id(next.slots.free_slot());
         // From here on the former key of the slot is gone. It belongs to an old authority, or to a prepared one that
@@ -551,7 +575,8 @@ impl Steps {
             Ok(())
         })
         .await?;
-        tracing::info!(%kind, authority = %slot.authority_id, slot = %slot.slot, not_after = slot.not_after.unix_seconds(), "authority prepared");
+        let not_after = slot.not_after.unix_seconds();
+        tracing::info!(%kind, authority = %slot.authority_id, slot = %slot.slot, not_after, "authority prepared");
         Ok(slot)
     }
 
@@ -653,8 +678,14 @@ impl Steps {
         let (chain, roots) = match &self.upstream {
             None => {
                 let life = capped(*ca_ttl, now, FAR_FUTURE);
-                let ca =
-                    self_signed_ca(&*signer, trust_domain, ca_subject, life.not_before, life.not_after, serial)?;
+                let ca = self_signed_ca(
+                    &*signer,
+                    trust_domain,
+                    ca_subject,
+                    life.not_before,
+                    life.not_after,
+                    serial,
+                )?;
                 (vec![ca.clone()], vec![ca])
             }
             Some(upstream) => {

@@ -22,7 +22,12 @@ pub struct NodePruning {
 }
 
 /// Starts the tasks.
-pub(super) fn start(tasks: &mut Tasks<'_>, store: &Store, trust_domain: &TrustDomain, nodes: Option<NodePruning>) {
+pub(super) fn start(
+    tasks: &mut Tasks<'_>,
+    store: &Store,
+    trust_domain: &TrustDomain,
+    nodes: Option<NodePruning>,
+) {
     let (own, name) = (store.clone(), trust_domain.clone());
     tasks.start("bundle pruning", Schedule::every(6 * HOUR), move |now| {
         let (store, name) = (own.clone(), name.clone());
@@ -85,7 +90,12 @@ async fn bundle(store: &Store, trust_domain: &TrustDomain, now: Timestamp) -> Re
         Ok(Some(pruned))
     });
     if let Some(pruned) = pruned.await?.filter(|pruned| !pruned.is_empty()) {
-        tracing::info!(x509 = pruned.x509, jwt = pruned.jwt, wit = pruned.wit, "expired authorities removed from the bundle");
+        tracing::info!(
+            x509 = pruned.x509,
+            jwt = pruned.jwt,
+            wit = pruned.wit,
+            "expired authorities removed from the bundle"
+        );
     }
     // However many went, the bundle is done with one write.
     Ok(0)
@@ -164,3 +174,164 @@ async fn nodes(store: &Store, which: &NodePruning, now: Timestamp) -> Result<(),
 const BATCH: usize = 1000;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bonafide_identity::{JoinToken, JwtAuthority, X509Authority};
+    use bonafide_testkit::{EntryBuilder, ManualClock, NodeBuilder, TestAuthority, id, trust_domain};
+
+    use super::*;
+    use crate::store::{IssuedSvid, StoreConfig, SvidKind};
+
+    fn open(clock: &ManualClock) -> Store {
+        Store::open(StoreConfig::memory(trust_domain()), Arc::new(clock.as_fn())).unwrap().0
+    }
+
+    #[tokio::test]
+    async fn a_bundle_keeps_authorities_for_a_day_after_their_end() {
+        let clock = ManualClock::default();
+        let store = open(&clock);
+        let name = trust_domain();
+        assert_eq!(bundle(&store, &name, clock.now()).await.unwrap(), 0, "there need not be a bundle");
+        let root = |seconds| {
+            let end = clock.now().saturating_add(Duration::from_secs(seconds));
+            let authority = TestAuthority::new(&name, clock.now(), end);
+            X509Authority { certificate: authority.certificate().to_vec(), tainted: false }
+        };
+        let key = |key_id: &str, seconds| JwtAuthority {
+            key_id: key_id.to_owned(),
+            public_key: vec![1],
+            expires_at: Some(clock.now().saturating_add(Duration::from_secs(seconds))),
+            tainted: false,
+        };
+        let mut full = Bundle::empty(name.clone());
+        full.append([root(60), root(90_000)], [key("a", 60), key("b", 90_000)], []);
+        store.write(move |unit| unit.bundle_put(full)).await.unwrap();
+        let left = || store.state().bundle(&trust_domain()).unwrap();
+
+        clock.advance(24 * HOUR + Duration::from_secs(60));
+        bundle(&store, &name, clock.now()).await.unwrap();
+        assert_eq!((left().x509_authorities.len(), left().jwt_authorities.len()), (2, 2));
+        clock.advance(Duration::from_secs(1));
+        bundle(&store, &name, clock.now()).await.unwrap();
+        assert_eq!((left().x509_authorities.len(), left().jwt_authorities.len()), (1, 1));
+        assert_eq!(left().sequence_number, 2);
+
+        clock.advance(48 * HOUR);
+        assert!(bundle(&store, &name, clock.now()).await.is_err(), "a bundle is never emptied");
+        assert_eq!(left().x509_authorities.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn entries_end_when_they_say() {
+        let clock = ManualClock::default();
+        let store = open(&clock);
+        let now = clock.now();
+        for (name, end) in [("for-ever", None), ("past", Some(-1)), ("now", Some(0)), ("future", Some(1))] {
+            let end = end.map(|seconds| Timestamp::from_unix_millis(now.unix_millis() + seconds * 1000));
+            let entry = EntryBuilder::new(name).spiffe_id("/w").with(|entry| entry.expires_at = end).build();
+            store.write(move |unit| unit.entry_create(entry)).await.unwrap();
+        }
+        assert_eq!(entries(&store, now).await.unwrap(), 1);
+        assert_eq!(entries(&store, now).await.unwrap(), 0, "pruning again finds nothing");
+        let left: Vec<_> = store.state().entries().iter().map(|entry| entry.id.to_string()).collect();
+        assert_eq!(left, ["for-ever", "now", "future"]);
+    }
+
+    #[tokio::test]
+    async fn more_than_one_batch_is_harvested_without_waiting() {
+        let clock = ManualClock::default();
+        let store = open(&clock);
+        let now = clock.now();
+        store
+            .write(move |unit| {
+                for number in 0..BATCH + 1 {
+                    let entry = EntryBuilder::new(&format!("e{number}")).spiffe_id(&format!("/w{number}"));
+                    let end = Some(now.saturating_sub(MINUTE));
+                    unit.entry_create(entry.with(|entry| entry.expires_at = end).build())?;
+                }
+                Ok(())
+            })
+            .await
+            .unwrap();
+        assert_eq!(done(entries(&store, now).await.unwrap()), NextRun::In(Duration::ZERO));
+        assert_eq!(done(entries(&store, now).await.unwrap()), NextRun::Usual);
+        assert_eq!(store.state().entries().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn tokens_and_issued_svids_are_forgotten() {
+        let clock = ManualClock::default();
+        let store = open(&clock);
+        let now = clock.now();
+        let token = |value: &str, at| JoinToken { value: value.to_owned(), expires_at: at, agent_id: None };
+        let (old, new) = (token("old", now.saturating_sub(MINUTE)), token("new", now.saturating_add(MINUTE)));
+        let svid = |not_after| IssuedSvid {
+            kind: SvidKind::WorkloadX509,
+            spiffe_id: id("/w"),
+            entry_id: None,
+            serial: "1".to_owned(),
+            not_after,
+            authority_id: "a".to_owned(),
+        };
+        let (expired, valid) = (svid(now.saturating_sub(MINUTE)), svid(now.saturating_add(MINUTE)));
+        store
+            .write(move |unit| {
+                unit.token_create(&old)?;
+                unit.token_create(&new)?;
+                unit.record_issued(&[expired])?;
+                unit.record_issued(&[valid])
+            })
+            .await
+            .unwrap();
+        assert_eq!(tokens(&store, now).await.unwrap(), 1);
+        assert_eq!(issuance(&store, now).await.unwrap(), 1);
+        let (token, svids) =
+            store.write(move |unit| Ok((unit.token_take("new")?, unit.issued(now, 10)?))).await.unwrap();
+        assert!(token.is_some());
+        assert_eq!(svids.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn nodes_go_when_they_have_been_gone_for_long() {
+        let clock = ManualClock::default();
+        let store = open(&clock);
+        let now = clock.now();
+        let node = |name: &str, hours: u32, can_reattest, banned| {
+            NodeBuilder::new(name)
+                .with(|node| {
+                    node.not_after = now.saturating_sub(HOUR * hours);
+                    node.can_reattest = can_reattest;
+                    if banned {
+                        node.serial = None;
+                    }
+                })
+                .build()
+        };
+        let all = [
+            node("gone", 30, true, false),
+            node("recent", 20, true, false),
+            node("tofu", 30, false, false),
+            node("banned", 30, true, true),
+        ];
+        store
+            .write(move |unit| all.into_iter().try_for_each(|node| unit.node_put(node).map(drop)))
+            .await
+            .unwrap();
+        let left = || -> Vec<String> {
+            store
+                .state()
+                .nodes()
+                .iter()
+                .map(|node| node.id.path().rsplit('/').next().unwrap().to_owned())
+                .collect()
+        };
+        let which = |tofu_nodes| NodePruning { expired_for: 24 * HOUR, tofu_nodes };
+        nodes(&store, &which(false), now).await.unwrap();
+        assert_eq!(left(), ["recent", "tofu", "banned"]);
+        nodes(&store, &which(true), now).await.unwrap();
+        assert_eq!(left(), ["recent", "banned"], "a banned node stays banned");
+    }
+}

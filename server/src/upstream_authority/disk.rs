@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use bonafide_identity::{Timestamp, TrustDomain, capped};
 use bonafide_pki::{
-    PrivateKey, Random, Signer, VerifiedCsr, X509Issuer, inspect, pem, X509Error, random_serial, x509::CaIssuer,
+    PrivateKey, Random, Signer, VerifiedCsr, X509Error, X509Issuer, inspect, pem, random_serial,
+    x509::CaIssuer,
 };
 
 use super::{UpstreamAuthority, UpstreamCa, UpstreamError, prove_chain};
@@ -93,10 +94,13 @@ impl Disk {
             Ok(seen) => {
                 match load(&self.config, now) {
                     Ok(loaded) => {
-                        tracing::info!(certificate = %self.config.cert_file_path.display(), "upstream authority read again");
+                        let certificate = self.config.cert_file_path.display();
+                        tracing::info!(%certificate, "upstream authority read again");
                         state.good = Arc::new(loaded);
                     }
-                    Err(error) => tracing::error!(%error, "the changed files are refused; what was read before stays in use"),
+                    Err(error) => {
+                        tracing::error!(%error, "changed files are refused; what was read before stays in use");
+                    }
                 }
                 state.seen = seen;
             }
@@ -112,7 +116,12 @@ impl UpstreamAuthority for Disk {
         NAME
     }
 
-    async fn mint_ca(&self, csr: &[u8], preferred_ttl: Duration, now: Timestamp) -> Result<UpstreamCa, UpstreamError> {
+    async fn mint_ca(
+        &self,
+        csr: &[u8],
+        preferred_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<UpstreamCa, UpstreamError> {
         let loaded = self.current(now);
         let csr = VerifiedCsr::parse(csr).map_err(|error| refused(format!("malformed CSR: {error}")))?;
         let ttl = if preferred_ttl.is_zero() { DEFAULT_TTL } else { preferred_ttl };
@@ -173,7 +182,8 @@ fn load(config: &DiskConfig, now: Timestamp) -> Result<Loaded, UpstreamError> {
         }
     };
     // Up to and without the first root: what lies above a trusted certificate is of no use to anybody.
-    let above: Vec<_> = chain.iter().take_while(|certificate| !roots.contains(certificate)).cloned().collect();
+    let above: Vec<_> =
+        chain.iter().take_while(|certificate| !roots.contains(certificate)).cloned().collect();
     let key: Arc<dyn Signer> = Arc::new(key);
     let refused_as_issuer = |error: X509Error| refused(format!("{certificate_path}: {error}"));
     let trust_domain = &config.trust_domain;

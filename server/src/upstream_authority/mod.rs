@@ -27,7 +27,12 @@ pub trait UpstreamAuthority: Send + Sync {
     ///
     /// # Errors
     /// The upstream authority cannot be used, or refuses.
-    async fn mint_ca(&self, csr: &[u8], preferred_ttl: Duration, now: Timestamp) -> Result<UpstreamCa, UpstreamError>;
+    async fn mint_ca(
+        &self,
+        csr: &[u8],
+        preferred_ttl: Duration,
+        now: Timestamp,
+    ) -> Result<UpstreamCa, UpstreamError>;
 
     /// The roots as they are now, DER.
     ///
@@ -70,5 +75,7 @@ pub(crate) fn prove_chain(
     let roots = TrustRoots::from_der(roots.iter().map(Vec::as_slice)).map_err(|error| error.to_string())?;
     let roots = Arc::new(roots);
     let trusted = |of: &TrustDomain| (of == trust_domain).then(|| Arc::clone(&roots));
-    verify_svid_chain(&issuer.chain_for_leaf(leaf), &trusted, now).map(drop).map_err(|error| error.to_string())
+    verify_svid_chain(&issuer.chain_for_leaf(leaf), &trusted, now)
+        .map(drop)
+        .map_err(|error| error.to_string())
 }

@@ -10,5 +10,6 @@ mod local;
 mod local_authority;
 mod permissions;
 mod reference;
+mod rotation;
 mod svid;
 mod sync;

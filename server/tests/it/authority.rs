@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use bonafide_identity::{AuthorityKind, AuthoritySlots, Bundle, SlotError, SlotStatus, Timestamp, TrustDomain};
+use bonafide_identity::{
+    AuthorityKind, AuthoritySlots, Bundle, SlotError, SlotStatus, Timestamp, TrustDomain,
+};
 use bonafide_pki::tls::{SvidHolder, TrustStore};
 use bonafide_pki::{
-    CaSubject, JwtKeys, KeyError, KeyManager, KeyType, PrivateKey, Signer, SystemRandom, TrustRoots, VerifiedCsr,
-    agent_csr, inspect, key_manager, pem, validate_jwt_svid, verify_svid_chain,
+    CaSubject, JwtKeys, KeyError, KeyManager, KeyType, PrivateKey, Signer, SystemRandom, TrustRoots,
+    VerifiedCsr, agent_csr, inspect, key_manager, pem, validate_jwt_svid, verify_svid_chain,
 };
 use bonafide_runtime::clock::SharedClock;
 use bonafide_server::authority::{
@@ -69,7 +71,8 @@ impl World {
     ) -> Result<Server, AuthorityError> {
         let store = self.store();
         let authorities =
-            Authorities::start(config(), keys, upstream, store.clone(), self.clock(), Arc::new(SystemRandom)).await?;
+            Authorities::start(config(), keys, upstream, store.clone(), self.clock(), Arc::new(SystemRandom))
+                .await?;
         let issuing = Issuing::new(
             IssuingConfig::default(),
             Arc::clone(&authorities),
@@ -141,14 +144,23 @@ impl Server {
                 let published = match kind {
                     AuthorityKind::X509 => {
                         let wanted = slot.upstream_authority_id.as_ref().unwrap_or(&slot.authority_id);
-                        bundle.x509_authorities.iter().any(|root| {
-                            inspect(&root.certificate).unwrap().ski.as_ref() == Some(wanted)
-                        })
+                        bundle
+                            .x509_authorities
+                            .iter()
+                            .any(|root| inspect(&root.certificate).unwrap().ski.as_ref() == Some(wanted))
                     }
-                    AuthorityKind::Jwt => bundle.jwt_authorities.iter().any(|key| key.key_id == slot.authority_id),
-                    AuthorityKind::Wit => bundle.wit_authorities.iter().any(|key| key.key_id == slot.authority_id),
+                    AuthorityKind::Jwt => {
+                        bundle.jwt_authorities.iter().any(|key| key.key_id == slot.authority_id)
+                    }
+                    AuthorityKind::Wit => {
+                        bundle.wit_authorities.iter().any(|key| key.key_id == slot.authority_id)
+                    }
                 };
-                assert!(published, "{kind}: {} authority {} is not in the bundle", slot.status, slot.authority_id);
+                assert!(
+                    published,
+                    "{kind}: {} authority {} is not in the bundle",
+                    slot.status, slot.authority_id
+                );
             }
             let recorded = self.store.write(move |unit| unit.journal(kind)).await.unwrap();
             assert!(recorded.len() <= 2, "{kind}: the journal has {} records", recorded.len());
@@ -172,7 +184,8 @@ impl Server {
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let csr = VerifiedCsr::parse(&agent_csr(&key, None).unwrap()).unwrap();
         let svid = self.issuing.issue_workload_x509(&entry, &csr, now).unwrap();
-        let roots = TrustRoots::from_der(bundle.x509_authorities.iter().map(|r| r.certificate.as_slice())).unwrap();
+        let roots =
+            TrustRoots::from_der(bundle.x509_authorities.iter().map(|r| r.certificate.as_slice())).unwrap();
         let roots = Arc::new(roots);
         let trusted = |of: &TrustDomain| (*of == trust_domain()).then(|| Arc::clone(&roots));
         assert_eq!(verify_svid_chain(&svid.chain, &trusted, now).unwrap(), entry.spiffe_id);
@@ -422,8 +435,11 @@ fn a_crash_during_the_first_start_leaves_nothing_to_repair() {
             });
             recovers(&world, &format!("key {call}, after: {after}"), |server| {
                 let bundle = server.bundle();
-                let counts =
-                    [bundle.x509_authorities.len(), bundle.jwt_authorities.len(), bundle.wit_authorities.len()];
+                let counts = [
+                    bundle.x509_authorities.len(),
+                    bundle.jwt_authorities.len(),
+                    bundle.wit_authorities.len(),
+                ];
                 assert_eq!(counts, [1, 1, 1], "an authority was made twice or published unfinished");
             });
         }
@@ -447,7 +463,9 @@ fn a_crash_during_a_preparation_leaves_the_active_authority_alone() {
             killed(&end, async move {
                 let keys = Arc::new(keys);
                 let authorities =
-                    Authorities::start(config(), keys, None, store, clock, Arc::new(SystemRandom)).await.unwrap();
+                    Authorities::start(config(), keys, None, store, clock, Arc::new(SystemRandom))
+                        .await
+                        .unwrap();
                 let _ = authorities.prepare(kind).await;
             });
             recovers(&world, &format!("{kind}, after: {after}"), |server| {
@@ -481,7 +499,8 @@ fn a_crash_that_costs_a_prepared_authority_its_key_only_costs_that() {
         let server = world.start().await;
         assert_eq!(server.active(AuthorityKind::X509), active);
         assert!(server.slots(AuthorityKind::X509).prepared().is_none(), "it cannot sign any more");
-        let error = server.authorities.activate(AuthorityKind::X509, &prepared.authority_id).await.unwrap_err();
+        let error =
+            server.authorities.activate(AuthorityKind::X509, &prepared.authority_id).await.unwrap_err();
         assert!(matches!(error, AuthorityError::Slot(SlotError::UnexpectedAuthorityId)), "{error}");
         server.pass(Duration::from_secs(120)).await;
     });
@@ -578,7 +597,8 @@ async fn who_asked_may_go_and_the_step_is_taken_all_the_same() {
         let asking = server.authorities.prepare(AuthorityKind::Jwt);
         tokio::pin!(asking);
         // One poll starts it; then the caller hangs up.
-        let polled = std::future::poll_fn(|context| std::task::Poll::Ready(asking.as_mut().poll(context))).await;
+        let polled =
+            std::future::poll_fn(|context| std::task::Poll::Ready(asking.as_mut().poll(context))).await;
         assert!(polled.is_pending());
     }
     tokio::time::timeout(Duration::from_secs(30), steps.changed()).await.expect("the step is taken").unwrap();
@@ -659,7 +679,8 @@ impl UpstreamFiles {
 
 fn upstream_authority(world: &World, seconds: u64) -> TestAuthority {
     let now = world.clock.now();
-    let life = (now.saturating_sub(Duration::from_secs(60)), now.saturating_add(Duration::from_secs(seconds)));
+    let life =
+        (now.saturating_sub(Duration::from_secs(60)), now.saturating_add(Duration::from_secs(seconds)));
     TestAuthority::new(&trust_domain(), life.0, life.1)
 }
 
@@ -715,7 +736,11 @@ async fn a_replaced_root_reaches_the_bundle_and_can_be_tainted_and_revoked() {
     files.authority = upstream_authority(&world, 7200);
     files.write();
     server.tick().await;
-    assert_eq!(server.bundle().x509_authorities.len(), 2, "the new root is published before anything is signed below it");
+    assert_eq!(
+        server.bundle().x509_authorities.len(),
+        2,
+        "the new root is published before anything is signed below it"
+    );
     server.check().await;
 
     let error = server.authorities.taint_upstream(&former).await.unwrap_err();
@@ -960,9 +985,29 @@ async fn nothing_outlives_its_issuer_and_nothing_is_signed_by_an_expired_one() {
     let svid = server.issuing.issue_workload_x509(&entry, &csr, now).unwrap();
     assert_eq!(svid.issued.not_after, not_after);
     assert_eq!(inspect(&svid.chain[0]).unwrap().not_after, not_after);
-    let jwt = server.issuing.mint_jwt(&entry.spiffe_id, &["a".to_owned()], Duration::from_secs(9999), now).unwrap();
+    let jwt =
+        server.issuing.mint_jwt(&entry.spiffe_id, &["a".to_owned()], Duration::from_secs(9999), now).unwrap();
     assert!(jwt.issued.not_after <= server.slots(AuthorityKind::Jwt).active().unwrap().not_after);
     let later = not_after.saturating_add(Duration::from_secs(1));
     assert!(server.issuing.issue_workload_x509(&entry, &csr, later).is_err());
     assert!(server.issuing.issue_jwt(&entry, &["a".to_owned()], later).is_err());
+}
+
+#[tokio::test]
+async fn other_kinds_of_keys_sign_as_well() {
+    for kind in [KeyType::EcP384, KeyType::Rsa2048] {
+        let mut world = World::new();
+        world.driver = DriverKind::Memory;
+        let store = world.store();
+        let config =
+            AuthorityConfig { ca_key_type: kind, jwt_key_type: kind, wit_key_type: kind, ..config() };
+        let random = Arc::new(SystemRandom);
+        let authorities =
+            Authorities::start(config, world.keys(), None, store.clone(), world.clock(), random.clone())
+                .await;
+        let authorities = authorities.unwrap();
+        let issuing = Issuing::new(IssuingConfig::default(), Arc::clone(&authorities), store.clone(), random);
+        let server = Server { store, authorities, issuing: Arc::new(issuing), clock: world.clock.clone() };
+        server.check().await;
+    }
 }

@@ -48,7 +48,13 @@ impl Service {
 
     /// Runs `one` for each item in one write, and gives each its status; a failure of one leaves the others alone,
     /// because `one` checks before it changes anything.
-    async fn batch<I, T, F>(&self, call: &Call, items: Vec<I>, failure: &'static str, one: F) -> Vec<Outcome<T>>
+    async fn batch<I, T, F>(
+        &self,
+        call: &Call,
+        items: Vec<I>,
+        failure: &'static str,
+        one: F,
+    ) -> Vec<Outcome<T>>
     where
         I: Send + 'static,
         T: Send + 'static,
@@ -99,7 +105,10 @@ impl pb::bundle_server::Bundle for Service {
         Ok(Response::new(pb::CountBundlesResponse { count }))
     }
 
-    async fn get_bundle(&self, request: Request<pb::GetBundleRequest>) -> Result<Response<types::Bundle>, Status> {
+    async fn get_bundle(
+        &self,
+        request: Request<pb::GetBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
         let mask = request.into_inner().output_mask;
         Ok(Response::new(convert::bundle_to_wire(&*self.own()?, mask.as_ref())))
     }
@@ -121,7 +130,8 @@ impl pb::bundle_server::Bundle for Service {
             const X509: &str = "failed to convert X.509 authority";
             const WIT: &str = "failed to convert WIT authority";
             more.jwt_authorities = convert::jwt_authorities_from_wire(&request.jwt_authorities, checks, JWT)?;
-            more.x509_authorities = convert::x509_authorities_from_wire(&request.x509_authorities, checks, X509)?;
+            more.x509_authorities =
+                convert::x509_authorities_from_wire(&request.x509_authorities, checks, X509)?;
             more.wit_authorities = convert::wit_authorities_from_wire(&request.wit_authorities, checks, WIT)?;
             Ok::<_, convert::ConvertError>(())
         })?;
@@ -265,10 +275,8 @@ impl pb::bundle_server::Bundle for Service {
                 Err(status) => return Ok(Err(status)),
             };
             let stored = unit.bundle(&trust_domain);
-            let mut bundle = stored
-                .as_deref()
-                .cloned()
-                .unwrap_or_else(|| TrustBundle::empty(trust_domain.clone()));
+            let mut bundle =
+                stored.as_deref().cloned().unwrap_or_else(|| TrustBundle::empty(trust_domain.clone()));
             // What the message holds is judged before the question whether there is anything to change.
             let applied =
                 with_checks(|checks| convert::apply_bundle_update(&mut bundle, &wire, mask.as_ref(), checks));
@@ -316,10 +324,11 @@ impl pb::bundle_server::Bundle for Service {
         let mode = Mode::try_from(request.mode)
             .map_err(|_| Status::invalid_argument(format!("unhandled delete mode \"{}\"", request.mode)))?;
         let items: Vec<_> = request.trust_domains.iter().map(|name| self.foreign(name, OWN)).collect();
-        let outcomes = self.batch(&call, items, "failed to delete federated bundle", move |unit, item| match item {
-            Ok(trust_domain) => delete(unit, &trust_domain, mode),
-            Err(status) => Ok(Err(status)),
-        });
+        let outcomes =
+            self.batch(&call, items, "failed to delete federated bundle", move |unit, item| match item {
+                Ok(trust_domain) => delete(unit, &trust_domain, mode),
+                Err(status) => Ok(Err(status)),
+            });
         let results = outcomes
             .await
             .into_iter()
@@ -358,7 +367,11 @@ impl Service {
     }
 }
 
-fn delete(unit: &mut Unit<'_>, trust_domain: &TrustDomain, mode: Mode) -> Result<Outcome<TrustDomain>, StoreError> {
+fn delete(
+    unit: &mut Unit<'_>,
+    trust_domain: &TrustDomain,
+    mode: Mode,
+) -> Result<Outcome<TrustDomain>, StoreError> {
     if unit.bundle(trust_domain).is_none() {
         return Ok(Err(convert::status(Code::NotFound, NOT_FOUND)));
     }

@@ -58,7 +58,8 @@ impl Service {
         call.target(id);
         self.require(kind)?;
         let failure = format!("failed to activate {} authority", name(kind));
-        let slot = self.authorities.activate(kind, id).await.map_err(|error| status(&failure, kind, &error))?;
+        let slot =
+            self.authorities.activate(kind, id).await.map_err(|error| status(&failure, kind, &error))?;
         Ok(Some(wire(&slot)))
     }
 
@@ -226,7 +227,9 @@ fn name(kind: AuthorityKind) -> &'static str {
 fn status(what: &str, kind: AuthorityKind, error: &AuthorityError) -> Status {
     let outer = || format!("{what}: {error}");
     match error {
-        AuthorityError::Disabled(_) => Status::unimplemented(format!("{} functionality is disabled", name(kind))),
+        AuthorityError::Disabled(_) => {
+            Status::unimplemented(format!("{} functionality is disabled", name(kind)))
+        }
         AuthorityError::BelowUpstream(_) => Status::failed_precondition(error.to_string()),
         // A key that was never there is the caller's mistake, for kinds that allow keys outside of the slots.
         AuthorityError::Bundle(AuthorityRefusal::NoSuchKey) => {

@@ -106,7 +106,9 @@ impl pb::svid_server::Svid for Service {
         call.target(&minted.issued.spiffe_id);
         call.issued("jwt", &minted.issued.serial);
         self.issuing.record(vec![minted.issued.clone()]).await;
-        Ok(Response::new(pb::MintJwtsvidResponse { svid: Some(convert::jwt_svid_to_wire(token(minted, ""))) }))
+        Ok(Response::new(pb::MintJwtsvidResponse {
+            svid: Some(convert::jwt_svid_to_wire(token(minted, ""))),
+        }))
     }
 
     async fn mint_witsvid(
@@ -131,7 +133,9 @@ impl pb::svid_server::Svid for Service {
         call.target(&minted.issued.spiffe_id);
         call.issued("wit", "");
         self.issuing.record(vec![minted.issued.clone()]).await;
-        Ok(Response::new(pb::MintWitsvidResponse { svid: Some(convert::wit_svid_to_wire(token(minted, ""))) }))
+        Ok(Response::new(pb::MintWitsvidResponse {
+            svid: Some(convert::wit_svid_to_wire(token(minted, ""))),
+        }))
     }
 
     async fn batch_new_x509svid(
@@ -213,7 +217,9 @@ impl pb::svid_server::Svid for Service {
         call.target(&signed.issued.spiffe_id);
         call.issued("jwt", &signed.issued.serial);
         self.issuing.record(vec![signed.issued.clone()]).await;
-        Ok(Response::new(pb::NewJwtsvidResponse { svid: Some(convert::jwt_svid_to_wire(token(signed, &hint))) }))
+        Ok(Response::new(pb::NewJwtsvidResponse {
+            svid: Some(convert::jwt_svid_to_wire(token(signed, &hint))),
+        }))
     }
 
     async fn batch_new_witsvid(
@@ -232,9 +238,10 @@ impl pb::svid_server::Svid for Service {
         let outcomes = off_thread(move || {
             let sign = |(entry, params): (Result<Arc<Entry>, types::Status>, pb::NewWitsvidParams)| {
                 let entry = entry?;
-                let key = public_key(&params.public_key).map_err(|error| convert::status_from_error(&error))?;
-                let algorithm =
-                    algorithm(&params.signing_algorithm).map_err(|error| convert::status_from_error(&error))?;
+                let key =
+                    public_key(&params.public_key).map_err(|error| convert::status_from_error(&error))?;
+                let algorithm = algorithm(&params.signing_algorithm)
+                    .map_err(|error| convert::status_from_error(&error))?;
                 let signed = issuing.issue_wit(&entry, &key, algorithm, now);
                 signed.map(|signed| (signed, entry)).map_err(|error| signing_status(SIGN_WIT, &error))
             };
@@ -312,7 +319,8 @@ fn only_workload_id(csr: &VerifiedCsr, trust_domain: &TrustDomain) -> Result<Spi
         [] => return Err(Status::invalid_argument("CSR URI SAN is required")),
         _ => return Err(Status::invalid_argument("only one URI SAN is expected")),
     };
-    let invalid = |error: &dyn std::fmt::Display| Status::invalid_argument(format!("CSR URI SAN is invalid: {error}"));
+    let invalid =
+        |error: &dyn std::fmt::Display| Status::invalid_argument(format!("CSR URI SAN is invalid: {error}"));
     let id = SpiffeId::parse(uri).map_err(|error| invalid(&error))?;
     id.require_workload(trust_domain).map_err(|error| invalid(&error))?;
     Ok(id)
@@ -354,7 +362,8 @@ fn algorithm(name: &str) -> Result<JwsAlgorithm, Status> {
     if name.is_empty() {
         return Err(Status::invalid_argument("missing signing algorithm"));
     }
-    name.parse().map_err(|error: JwtError| Status::invalid_argument(format!("invalid signing algorithm: {error}")))
+    name.parse()
+        .map_err(|error: JwtError| Status::invalid_argument(format!("invalid signing algorithm: {error}")))
 }
 
 fn ttl(seconds: i32) -> Result<Duration, Status> {

@@ -92,7 +92,8 @@ async fn anybody_may_have_the_own_bundle_through_a_mask() {
     let empty = types::Bundle { trust_domain: "example.org".into(), ..types::Bundle::default() };
     assert_eq!(none.into_inner(), empty);
     let mask = types::BundleMask { jwt_authorities: true, ..NOTHING };
-    let some = client.get_bundle(pb::GetBundleRequest { output_mask: Some(mask) }).await.unwrap().into_inner();
+    let some =
+        client.get_bundle(pb::GetBundleRequest { output_mask: Some(mask) }).await.unwrap().into_inner();
     assert_eq!(some, types::Bundle { jwt_authorities: all.jwt_authorities, ..empty });
 }
 
@@ -252,7 +253,8 @@ async fn update() {
     table.push((foreign(&server, "nowhere.org"), Code::NotFound, "bundle not found".into()));
     table.push((foreign(&server, "other.org"), Code::Ok, "OK".into()));
     let bundle = table.iter().map(|(bundle, ..)| bundle.clone()).collect();
-    let request = pb::BatchUpdateFederatedBundleRequest { bundle, input_mask: None, output_mask: Some(NOTHING) };
+    let request =
+        pb::BatchUpdateFederatedBundleRequest { bundle, input_mask: None, output_mask: Some(NOTHING) };
     let results = client.batch_update_federated_bundle(request).await.unwrap().into_inner().results;
     assert_eq!(results.len(), table.len());
     for (result, (_, code, message)) in results.iter().zip(&table) {
@@ -264,7 +266,8 @@ async fn update() {
     assert_eq!((before.refresh_hint, before.jwt_authorities.len()), (60, 1));
 
     let input_mask = Some(types::BundleMask { refresh_hint: true, ..NOTHING });
-    let bundle = types::Bundle { trust_domain: "other.org".into(), refresh_hint: 7, ..types::Bundle::default() };
+    let bundle =
+        types::Bundle { trust_domain: "other.org".into(), refresh_hint: 7, ..types::Bundle::default() };
     let request =
         pb::BatchUpdateFederatedBundleRequest { bundle: vec![bundle.clone()], input_mask, output_mask: None };
     client.batch_update_federated_bundle(request).await.unwrap();
@@ -302,7 +305,8 @@ async fn get_and_list() {
         server.federated(name).await;
     }
     let mut client = local(&server).await;
-    let get = |name: &str| pb::GetFederatedBundleRequest { trust_domain: name.into(), output_mask: Some(NOTHING) };
+    let get =
+        |name: &str| pb::GetFederatedBundleRequest { trust_domain: name.into(), output_mask: Some(NOTHING) };
     let own = "getting a federated bundle for the server's own trust domain is not allowed";
     for (name, code, message) in [
         ("example.org", Code::InvalidArgument, own),
@@ -355,7 +359,8 @@ async fn delete_by_mode() {
         let request = pb::BatchDeleteFederatedBundleRequest { trust_domains, mode };
         client.batch_delete_federated_bundle(request).await.map(|response| response.into_inner().results)
     };
-    let entry = |entry_id: &str| server.server.context().state.entries().get(&entry_id.parse().unwrap()).cloned();
+    let entry =
+        |entry_id: &str| server.server.context().state.entries().get(&entry_id.parse().unwrap()).cloned();
     for name in ["a.org", "b.org", "c.org"] {
         server.federated(name).await;
     }
@@ -365,8 +370,10 @@ async fn delete_by_mode() {
         server.entry(stored).await;
     }
 
-    let results = delete(&["a.org", "example.org", "", "d.org", "c.org"], Mode::Restrict as i32).await.unwrap();
-    let restricted = "failed to delete federated bundle: cannot delete bundle; federated with 2 registration entries";
+    let results =
+        delete(&["a.org", "example.org", "", "d.org", "c.org"], Mode::Restrict as i32).await.unwrap();
+    let restricted =
+        "failed to delete federated bundle: cannot delete bundle; federated with 2 registration entries";
     let own = "removing the bundle for the server trust domain is not allowed";
     for (result, (code, message)) in results.iter().zip([
         (Code::FailedPrecondition, restricted),
@@ -377,13 +384,10 @@ async fn delete_by_mode() {
     ]) {
         assert_status(result.status.as_ref(), code, message);
     }
-    assert_eq!(results.iter().map(|r| r.trust_domain.as_str()).collect::<Vec<_>>(), [
-        "a.org",
-        "example.org",
-        "",
-        "d.org",
-        "c.org"
-    ]);
+    assert_eq!(
+        results.iter().map(|r| r.trust_domain.as_str()).collect::<Vec<_>>(),
+        ["a.org", "example.org", "", "d.org", "c.org"]
+    );
     assert!(stored(&server, "a.org").is_some() && stored(&server, "c.org").is_none());
 
     let results = delete(&["a.org"], Mode::Dissociate as i32).await.unwrap();

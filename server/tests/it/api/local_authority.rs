@@ -125,8 +125,12 @@ fn published(server: &TestServer, kind: AuthorityKind) -> Vec<(String, bool)> {
             .iter()
             .map(|root| (inspect(&root.certificate).unwrap().ski.unwrap(), root.tainted))
             .collect(),
-        AuthorityKind::Jwt => bundle.jwt_authorities.into_iter().map(|key| (key.key_id, key.tainted)).collect(),
-        AuthorityKind::Wit => bundle.wit_authorities.into_iter().map(|key| (key.key_id, key.tainted)).collect(),
+        AuthorityKind::Jwt => {
+            bundle.jwt_authorities.into_iter().map(|key| (key.key_id, key.tainted)).collect()
+        }
+        AuthorityKind::Wit => {
+            bundle.wit_authorities.into_iter().map(|key| (key.key_id, key.tainted)).collect()
+        }
     }
 }
 
@@ -193,8 +197,10 @@ async fn the_whole_way_of_an_authority() {
         let text = "only Prepared authorities can be activated: OLD";
         assert_refused(client.activate(&first.authority_id).await, Code::Internal, text);
         let what = if kind == AuthorityKind::X509 { "root CA" } else { "key" };
-        let text =
-            format!("failed to revoke {} authority: it is not possible to revoke an untainted {what}", name(kind));
+        let text = format!(
+            "failed to revoke {} authority: it is not possible to revoke an untainted {what}",
+            name(kind)
+        );
         assert_refused(client.revoke(&first.authority_id).await, Code::Internal, &text);
 
         // Tainted, then gone.

@@ -259,8 +259,9 @@ async fn a_batch_gives_each_item_its_own_answer() {
         ("own", tampered(own), Code::InvalidArgument, "invalid CSR signature: …"),
         ("child", key_csr(), Code::Ok, "OK"),
     ];
-    let params =
-        table.iter().map(|(entry, csr, ..)| pb::NewX509svidParams { entry_id: (*entry).into(), csr: csr.clone() });
+    let params = table
+        .iter()
+        .map(|(entry, csr, ..)| pb::NewX509svidParams { entry_id: (*entry).into(), csr: csr.clone() });
     let request = pb::BatchNewX509svidRequest { params: params.collect() };
     let results = client.batch_new_x509svid(request).await.unwrap().into_inner().results;
     assert_eq!(results.len(), table.len());
@@ -280,7 +281,9 @@ async fn a_batch_gives_each_item_its_own_answer() {
     assert_eq!(results[9].svid.as_ref().unwrap().id, wire_id("/child"));
 
     let serials: BTreeSet<_> = [0, 9]
-        .map(|at: usize| inspect(&results[at].svid.as_ref().unwrap().cert_chain[0]).unwrap().serial.to_string())
+        .map(|at: usize| {
+            inspect(&results[at].svid.as_ref().unwrap().cert_chain[0]).unwrap().serial.to_string()
+        })
         .into();
     let entries: BTreeSet<_> = recorded(&server)
         .await
@@ -438,7 +441,11 @@ async fn what_is_switched_off_is_unimplemented() {
     }];
     let results = of_agent.batch_new_witsvid(pb::BatchNewWitsvidRequest { params }).await;
     let result = &results.unwrap().into_inner().results[0];
-    assert_status(result.status.as_ref(), Code::Internal, "failed to sign WIT-SVID: WIT functionality is disabled");
+    assert_status(
+        result.status.as_ref(),
+        Code::Internal,
+        "failed to sign WIT-SVID: WIT functionality is disabled",
+    );
     let params = vec![pb::NewX509svidParams { entry_id: "own".into(), csr: key_csr() }];
     let results = of_agent.batch_new_x509svid(pb::BatchNewX509svidRequest { params }).await;
     assert_status(results.unwrap().into_inner().results[0].status.as_ref(), Code::Ok, "OK");

@@ -114,6 +114,7 @@ pub struct Agent {
     own: OwnSvid,
     cache: Arc<SvidCache>,
     readiness: Readiness,
+    last_sync: LastSync,
     tasks: TaskGroup,
     shutdown: Shutdown,
     drain: Duration,
@@ -218,7 +219,7 @@ impl Agent {
 
         if let Some(socket) = bound.admin {
             let mut routes = RoutesBuilder::default();
-            let (own, cache) = (own.clone(), Arc::clone(&cache));
+            let (own, cache, last_sync) = (own.clone(), Arc::clone(&cache), last_sync.clone());
             routes.add_service(DebugServer::new(DebugService { own, cache, tokens, last_sync, started }));
             routes.add_service(HealthServer::new(HealthService::new(readiness.clone())));
             if let Some(log) = log {
@@ -227,7 +228,7 @@ impl Agent {
             serve(&mut tasks, "admin", socket, routes.routes(), drain);
         }
         tracing::info!(id = %own.id(), socket = %config.workload_socket.display(), "the agent serves");
-        Ok(Self { own, cache, readiness, tasks, shutdown, drain })
+        Ok(Self { own, cache, readiness, last_sync, tasks, shutdown, drain })
     }
 
     /// The agent's own SVID.
@@ -240,6 +241,12 @@ impl Agent {
     #[must_use]
     pub fn cache(&self) -> &Arc<SvidCache> {
         &self.cache
+    }
+
+    /// How the synchronisation with the server goes.
+    #[must_use]
+    pub fn last_sync(&self) -> &LastSync {
+        &self.last_sync
     }
 
     /// Whether the agent can serve.

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bonafide_identity::{Bundle, Timestamp, TrustDomain};
@@ -109,19 +109,36 @@ fn describe(reason: Reason) -> &'static str {
     }
 }
 
-/// When the server was last heard; shared with whoever shows it.
+/// How synchronisation goes; shared with whoever shows it.
 #[derive(Debug, Clone, Default)]
-pub struct LastSync(Arc<AtomicI64>);
+pub struct LastSync(Arc<Outcomes>);
+
+#[derive(Debug, Default)]
+struct Outcomes {
+    success: AtomicI64,
+    failures_in_a_row: AtomicU64,
+}
 
 impl LastSync {
-    /// In Unix seconds; 0 before the first.
+    /// When a pass last succeeded, in Unix seconds; 0 before the first.
     #[must_use]
     pub fn unix_seconds(&self) -> i64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.success.load(Ordering::Relaxed)
     }
 
-    fn set(&self, now: Timestamp) {
-        self.0.store(now.unix_seconds(), Ordering::Relaxed);
+    /// How many passes have failed since.
+    #[must_use]
+    pub fn failures_in_a_row(&self) -> u64 {
+        self.0.failures_in_a_row.load(Ordering::Relaxed)
+    }
+
+    fn succeeded(&self, now: Timestamp) {
+        self.0.success.store(now.unix_seconds(), Ordering::Relaxed);
+        self.0.failures_in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    fn failed(&self) {
+        self.0.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -214,13 +231,18 @@ impl Sync {
             Ok(()) => {
                 backoff.reset();
                 self.attested_again.store(false, Ordering::Relaxed);
-                self.last.set(now);
+                self.last.succeeded(now);
                 self.readiness.ready();
                 Ok(self.jittered())
             }
             Err(error) => {
                 let text = chain(&error);
-                self.readiness.not_ready(text.clone());
+                self.last.failed();
+                // Once it has served, an agent without a server goes on serving what it holds: a supervisor that
+                // restarted it for that would take the SVIDs of every workload away.
+                if self.last.unix_seconds() == 0 {
+                    self.readiness.not_ready(text.clone());
+                }
                 let denial = match &error {
                     SyncError::Server(error) => error.denial(),
                     SyncError::OwnSvid(OwnSvidError::Server(error)) => error.denial(),

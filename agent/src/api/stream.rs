@@ -32,13 +32,16 @@ pub(super) trait Feed: Send + Sync + 'static {
     /// Of which kind the SVIDs in a view are.
     type Kind: Kind;
     /// What is sent.
-    type Message: Clone + PartialEq + Send + 'static;
+    type Message: Send + 'static;
+    /// What tells two messages apart.
+    type Mark: PartialEq + Send;
     /// The method, for metrics.
     const METHOD: &'static str;
     /// What wakes the stream.
     const INTEREST: Interest;
-    /// Whether a message that equals the one before is left out.
-    const NO_REPETITION: bool;
+
+    /// What a message is compared by with the one before, to leave out repetitions; nothing when each is to be sent.
+    fn mark(&self, message: &Self::Message) -> Option<Self::Mark>;
 
     /// What comes next.
     fn next(&self, view: View<<Self::Kind as Kind>::Svid>) -> Next<Self::Message>;
@@ -83,7 +86,7 @@ async fn push<F: Feed>(
     send: &mpsc::Sender<Result<F::Message, Status>>,
 ) -> Result<(), Status> {
     let Channel { subscription, caller, clock, shutdown } = channel;
-    let mut last: Option<F::Message> = None;
+    let mut last: Option<F::Mark> = None;
     loop {
         // Room first, state afterwards: a slow client gets the newest state and not a queue of old ones.
         let room = tokio::select! {
@@ -96,13 +99,13 @@ async fn push<F: Feed>(
             return Err(Status::unavailable(ATTESTATION_FAILED));
         }
         match next {
-            Next::Send(message) if F::NO_REPETITION && last.as_ref() == Some(&message) => drop(room),
             Next::Send(message) => {
-                if F::NO_REPETITION {
-                    last = Some(message.clone());
+                let mark = feed.mark(&message);
+                if mark.is_none() || mark != last {
+                    last = mark;
+                    room.send(Ok(message));
+                    metrics::workload_updated(F::METHOD);
                 }
-                room.send(Ok(message));
-                metrics::workload_updated(F::METHOD);
             }
             Next::Wait => drop(room),
             Next::End(status) => return Err(status),

@@ -23,6 +23,7 @@ use bonafide_runtime::shutdown::Shutdown;
 use bonafide_runtime::tasks::chain;
 use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Response, Status};
 
 use super::stream::{Channel, Feed, Messages, Next, open};
@@ -57,7 +58,8 @@ pub struct WorkloadApi {
 impl WorkloadApi {
     /// Adds the service, which refuses calls without the security header before anything else is looked at.
     pub fn serve(self, routes: &mut RoutesBuilder) {
-        routes.add_service(SpiffeWorkloadApiServer::with_interceptor(self, require_security_header));
+        let service = SpiffeWorkloadApiServer::new(self).max_decoding_message_size(MAX_REQUEST);
+        routes.add_service(InterceptedService::new(service, require_security_header));
     }
 
     async fn attest(&self, extensions: &http::Extensions) -> Result<(PinnedCaller, SelectorSet), Status> {
@@ -246,9 +248,14 @@ struct X509SvidFeed;
 impl Feed for X509SvidFeed {
     type Kind = X509;
     type Message = X509svidResponse;
+    /// The contract asks for a message at each change, whether or not it shows.
+    type Mark = ();
     const METHOD: &'static str = "FetchX509SVID";
     const INTEREST: Interest = Interest::X509;
-    const NO_REPETITION: bool = false;
+
+    fn mark(&self, _: &X509svidResponse) -> Option<()> {
+        None
+    }
 
     fn next(&self, view: View<<X509 as crate::svid_cache::Kind>::Svid>) -> Next<X509svidResponse> {
         let View { entries, bundles } = view;
@@ -282,9 +289,14 @@ struct WitSvidFeed {
 impl Feed for WitSvidFeed {
     type Kind = Wit;
     type Message = WitsvidResponse;
+    /// The tokens; the keys need not be kept for that.
+    type Mark = Vec<(String, String)>;
     const METHOD: &'static str = "FetchWITSVID";
     const INTEREST: Interest = Interest::Wit;
-    const NO_REPETITION: bool = false;
+
+    fn mark(&self, message: &WitsvidResponse) -> Option<Self::Mark> {
+        Some(message.svids.iter().map(|svid| (svid.wit_svid.clone(), svid.hint.clone())).collect())
+    }
 
     fn next(&self, view: View<<Wit as crate::svid_cache::Kind>::Svid>) -> Next<WitsvidResponse> {
         if !self.cache.supports_wit() {
@@ -399,9 +411,13 @@ macro_rules! bundle_feed {
             /// No SVIDs are looked at.
             type Kind = X509;
             type Message = $message;
+            type Mark = $message;
             const METHOD: &'static str = <$form as BundleForm<$message>>::METHOD;
             const INTEREST: Interest = Interest::Bundles;
-            const NO_REPETITION: bool = true;
+
+            fn mark(&self, message: &$message) -> Option<$message> {
+                Some(message.clone())
+            }
 
             fn next(&self, view: View<<X509 as crate::svid_cache::Kind>::Svid>) -> Next<$message> {
                 bundles_for(&self.form, self.unauthenticated, &self.cache, &view.entries, &view.bundles)
@@ -431,6 +447,9 @@ fn bundles_for<M, S>(
         entries.iter().flat_map(|(entry, _)| entry.federates_with.iter().cloned()).collect();
     Next::Send(form.message(bundles.for_workload(&federated)))
 }
+
+/// Requests hold little; the largest is a token to validate.
+const MAX_REQUEST: usize = 256 * 1024;
 
 /// SPIFFE Workload Endpoint, section 3: proof that the call was not made by a confused deputy such as a browser.
 fn require_security_header(request: Request<()>) -> Result<Request<()>, Status> {

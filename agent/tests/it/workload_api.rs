@@ -265,6 +265,26 @@ async fn requests_that_are_wrong_in_themselves_are_invalid_arguments() {
 }
 
 #[tokio::test]
+async fn oversized_requests_are_refused_and_nothing_breaks() {
+    let server = FakeServer::start().await;
+    server.lock().add(my_entry("e1", "/a").build());
+    let home = Home::new();
+    let _agent = home.start(&server, "").await;
+    let mut client = workload(&home).await;
+    let large = "x".repeat(300 * 1024);
+    let validate = ValidateJwtsvidRequest { audience: "x".into(), svid: large.clone() };
+    assert_eq!(client.validate_jwtsvid(validate).await.unwrap_err().code(), Code::OutOfRange);
+    assert_eq!(client.fetch_jwtsvid(JWT(&[&large])).await.unwrap_err().code(), Code::OutOfRange);
+    let dots = ValidateJwtsvidRequest { audience: "x".into(), svid: ".".repeat(200 * 1024) };
+    assert_eq!(client.validate_jwtsvid(dots).await.unwrap_err().code(), Code::InvalidArgument);
+    let mut headers = workload(&home).await;
+    let mut request = Request::new(X509svidRequest {});
+    request.metadata_mut().insert("x-large", "x".repeat(64 * 1024).parse().unwrap());
+    assert!(headers.fetch_x509svid(request).await.is_err());
+    client.fetch_jwtsvid(JWT(&["x"])).await.unwrap();
+}
+
+#[tokio::test]
 async fn equal_bundle_messages_are_not_repeated() {
     let server = FakeServer::start().await;
     server.lock().add(federating(my_entry("e1", "/a").build(), &["one.test"]));

@@ -172,8 +172,11 @@ fn changes(mut log: Vec<(u64, Vec<Change>)>, epoch: u64) -> Result<(Changes, Vec
     let mut changes = Changes::starting_at(start);
     let mut records = VecDeque::with_capacity(log.len());
     for (first, part) in log {
-        if first != changes.last + 1 {
+        if changes.last.checked_add(1) != Some(first) {
             return Err(format!("the change log has a gap at {first}"));
+        }
+        if first.checked_add(part.len() as u64).is_none() {
+            return Err(format!("the change log counts beyond what it can after {first}"));
         }
         for change in part {
             changes.push(change);
@@ -196,3 +199,17 @@ fn sealed(error: SealError, file: &Path) -> StoreError {
 /// Entries per message between the scan and the builder.
 const CHUNK: usize = 1024;
 const CHUNKS_AHEAD: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_log_at_the_end_of_the_numbers_is_refused() {
+        let change = || Change::Bundle(TrustDomain::parse("td").unwrap());
+        let end = u64::MAX;
+        assert!(changes(vec![(end, vec![change(), change()])], end).is_err());
+        assert!(changes(vec![(end, vec![change()]), (end, vec![change()])], end).is_err());
+        assert_eq!(changes(vec![(8, vec![change(), change()])], 9).map(|(read, _)| read.last), Ok(9));
+    }
+}

@@ -1,0 +1,643 @@
+//! The seeds: small inputs from which the fuzzer starts, and a test that each of them still does what it is there for.
+//!
+//! They are made here, the same each time, and committed, so that a run needs no generator. After a change,
+//! `BONAFIDE_BLESS=1 cargo test --manifest-path fuzz/Cargo.toml` writes them anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bonafide_identity::{
+    AttestedNode, AuthorityKind, AuthoritySlot, Bundle, DnsName, Entry, EntryId, JoinToken, JwtAuthority,
+    Selector, SelectorSet, SerialNumber, SlotId, SlotStatus, SpiffeId, Timestamp, TrustDomain, X509Authority,
+};
+use bonafide_pki::bundle::{jwks_for_workload, to_spiffe_json};
+use bonafide_pki::jwk::public_key_to_jwk;
+use bonafide_pki::x509::CaSubject;
+use bonafide_pki::{
+    JwsAlgorithm, JwtClaims, JwtSigner, Signer, WitClaims, agent_csr, ca_csr, pem, workload_csr,
+};
+use bonafide_proto::convert::{
+    agent_to_wire, bundle_to_wire, entry_to_wire, permission_denied_with_reason, selectors_to_wire,
+    spiffe_id_to_wire,
+};
+use bonafide_proto::spire::server::agent::v1::list_agents_request;
+use bonafide_proto::spire::server::entry::v1::list_entries_request;
+use bonafide_proto::spire::types::{self, permission_denied_details::Reason};
+use bonafide_server::store::{
+    Bundles as _, EndpointProfile, Entries as _, FederationRelationship, Issuance as _, IssuedSvid,
+    JoinTokens as _, Journal as _, JournalRecord, Nodes as _, Relationships as _, Store, StoreConfig,
+    SvidKind,
+};
+use data_encoding::BASE64;
+use prost::Message as _;
+
+use crate::known_key::{self, KnownKey};
+use crate::server_records::{BUILT_BACKUP, BUILT_EXPECTED, RAW_BACKUP, RAW_EXPECTED};
+use crate::{NOW, attestation_payload, server_records, trust_domain};
+
+type Check = fn(&[u8]) -> bool;
+
+/// The targets by name.
+const TARGETS: [(&str, Check); 11] = [
+    ("agent_store_file", crate::agent_store_file::check),
+    ("attestation_payload", crate::attestation_payload::check),
+    ("authority_shim", crate::authority_shim::check),
+    ("config", crate::config::check),
+    ("csr", crate::csr::check),
+    ("entry_conversion", crate::entry_conversion::check),
+    ("jwks", crate::jwks::check),
+    ("jwt", crate::jwt::check),
+    ("pem_and_certificate", crate::pem_and_certificate::check),
+    ("server_records", crate::server_records::check),
+    ("spiffe_id", crate::spiffe_id::check),
+];
+
+/// A seed that begins with this is refused; all others are accepted.
+const REFUSED: &str = "refused-";
+
+/// The largest seed, in bytes.
+const LARGEST: usize = 4096;
+
+#[test]
+fn each_seed_is_committed_and_does_what_it_is_there_for() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
+    let bless = std::env::var_os("BONAFIDE_BLESS").is_some();
+    for (target, check) in TARGETS {
+        let seeds = seeds(target);
+        let folder = root.join(target);
+        if bless {
+            let _ = std::fs::remove_dir_all(&folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            for (name, bytes) in &seeds {
+                std::fs::write(folder.join(name), bytes).unwrap();
+            }
+        }
+        let names: BTreeSet<&str> = seeds.keys().copied().collect();
+        assert!(names.iter().any(|name| !name.starts_with(REFUSED)), "{target} has no seed that is accepted");
+        assert_eq!(
+            committed(&folder),
+            names.iter().map(|name| folder.join(name)).collect(),
+            "BONAFIDE_BLESS=1"
+        );
+        for (name, bytes) in seeds {
+            assert!(bytes.len() < LARGEST, "{target}/{name} has {} bytes", bytes.len());
+            let stored = std::fs::read(folder.join(name)).unwrap();
+            assert!(
+                stored == bytes,
+                "{target}/{name} is not what is made here; BONAFIDE_BLESS=1 writes it anew"
+            );
+            assert_eq!(check(&stored), !name.starts_with(REFUSED), "{target}/{name}");
+        }
+    }
+}
+
+#[test]
+fn each_target_has_a_program_and_a_line_in_the_documentation() {
+    let manifest = include_str!("../Cargo.toml");
+    let documentation = include_str!("../../docs/fuzzing.md");
+    let programs: BTreeSet<&str> =
+        manifest.split("[[bin]]\nname = \"").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
+    assert_eq!(programs, TARGETS.iter().map(|(name, _)| *name).collect());
+    for name in programs {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fuzz_targets/{name}.rs"));
+        let program = std::fs::read_to_string(program).unwrap();
+        assert!(program.contains(&format!("bonafide_fuzz::{name}::check(data)")), "{name}");
+        assert!(documentation.contains(&format!("| `{name}` |")), "docs/fuzzing.md does not tell of {name}");
+    }
+}
+
+#[test]
+fn the_known_key_signs() {
+    let key = KnownKey::default();
+    key.public_key().check_point().unwrap();
+    for message in ["", "a", "another"] {
+        let signature = key.sign(message.as_bytes()).unwrap();
+        let verify = |message: &str| {
+            let method = bonafide_pki::VerificationAlgorithm::EcdsaSha256;
+            key.public_key().verify(method, message.as_bytes(), &signature)
+        };
+        assert!(verify(message) && !verify("yet another"));
+    }
+    let loaded = bonafide_pki::PrivateKey::from_pkcs8_der(&known_key::pkcs8()).unwrap();
+    assert_eq!(loaded.public_key(), key.public_key());
+}
+
+fn committed(folder: &Path) -> BTreeSet<PathBuf> {
+    let files = std::fs::read_dir(folder).into_iter().flatten();
+    files.map(|file| file.unwrap().path()).collect()
+}
+
+type Seeds = BTreeMap<&'static str, Vec<u8>>;
+
+fn seeds(target: &str) -> Seeds {
+    match target {
+        "agent_store_file" => agent_store_file(),
+        "attestation_payload" => attestation(),
+        "authority_shim" => authority_shim(),
+        "config" => config(),
+        "csr" => csr(),
+        "entry_conversion" => entry_conversion(),
+        "jwks" => jwks(),
+        "jwt" => jwt(),
+        "pem_and_certificate" => pem_and_certificate(),
+        "server_records" => records(),
+        "spiffe_id" => spiffe_id(),
+        other => panic!("no seeds for {other}"),
+    }
+}
+
+fn csr() -> Seeds {
+    let key = KnownKey::default();
+    let names = [DnsName::parse("web.example.org").unwrap(), DnsName::parse("*.web.example.org").unwrap()];
+    let workload = workload_csr(&key, &id("/web"), &names).unwrap();
+    let mut unproven = workload.clone();
+    *unproven.last_mut().unwrap() ^= 1;
+    let serial = SerialNumber::from(3_u128);
+    [
+        ("agent.der", agent_csr(&key, Some(&id("/spire/agent/x"))).unwrap()),
+        ("agent-without-id.der", agent_csr(&key, None).unwrap()),
+        ("authority.der", ca_csr(&key, &trust_domain(), &CaSubject::default(), &serial).unwrap()),
+        ("rsa.der", workload_csr(&known_key::rsa(), &id("/web"), &[]).unwrap()),
+        ("signed-part.der", signed_part(&workload).to_vec()),
+        ("workload.der", workload),
+        ("refused-unproven.der", unproven),
+    ]
+    .into()
+}
+
+fn jwt() -> Seeds {
+    let signer = JwtSigner::new("one".into(), Arc::new(KnownKey::default()));
+    let (exp, iat) = (NOW.saturating_add(std::time::Duration::from_secs(300)), NOW);
+    let (sub, aud) = (id("/web"), ["one".to_owned(), "two".to_owned()]);
+    let jwt = JwtClaims {
+        sub: &sub,
+        aud: &aud,
+        exp,
+        iat,
+        iss: Some("https://issuer.example.org"),
+        jti: Some("j".into()),
+    };
+    let expired = JwtClaims {
+        exp: iat.saturating_sub(std::time::Duration::from_secs(61)),
+        iat: Timestamp::from_unix_seconds(0),
+        ..jwt.clone()
+    };
+    let rsa = JwtSigner::new("rsa".into(), Arc::new(known_key::rsa()));
+    let key = KnownKey::default();
+    let wit = WitClaims { sub: &sub, exp, iat, iss: None };
+    let wit = signer.sign_wit_svid(&wit, key.public_key(), JwsAlgorithm::Es256).unwrap();
+    let svid = signer.sign_jwt_svid(&jwt).unwrap();
+    [
+        ("content.txt", content(&svid)),
+        ("content-minimal.txt", b"{\"alg\":\"ES256\",\"kid\":\"one\"}\n{\"sub\":\"spiffe://example.org/a\",\"exp\":1767225660.5,\"aud\":\"x\"}".to_vec()),
+        ("rsa.jwt", rsa.sign_jwt_svid(&jwt).unwrap().into_bytes()),
+        ("svid.jwt", svid.into_bytes()),
+        ("wit.txt", content(&wit)),
+        ("wit.jwt", wit.into_bytes()),
+        ("refused-expired.jwt", signer.sign_jwt_svid(&expired).unwrap().into_bytes()),
+        ("refused-none.txt", b"{\"alg\":\"none\",\"kid\":\"one\",\"typ\":\"JWT\"}\n{\"sub\":\"spiffe://example.org/a\",\"exp\":9999999999,\"aud\":[\"x\"]}".to_vec()),
+    ]
+    .into()
+}
+
+/// Header and claims of a token, in two lines.
+fn content(token: &str) -> Vec<u8> {
+    let decode = |part: &str| data_encoding::BASE64URL_NOPAD.decode(part.as_bytes()).unwrap();
+    let parts: Vec<&str> = token.split('.').collect();
+    [decode(parts[0]), decode(parts[1])].join(&b'\n')
+}
+
+fn jwks() -> Seeds {
+    let jwk = |key: &dyn Signer| serde_json::to_vec(&public_key_to_jwk(key.public_key())).unwrap();
+    let other =
+        br#"{"keys":[{"use":"x509-svid","kty":"EC","x5c":[]},{"kty":"OKP","crv":"Ed25519","x":"AA"}]}"#;
+    let foreign = br#"{"spiffe_sequence":1,"keys":[{"use":"other","kty":"x"},{"use":"jwt-svid","kty":"OKP","kid":"a"}]}"#;
+    [
+        ("bundle.json", to_spiffe_json(&bundle()).into_bytes()),
+        ("ec.jwk", jwk(&KnownKey::default())),
+        ("keys.json", jwks_for_workload(&known_key::token_authorities())),
+        ("rsa.jwk", jwk(&known_key::rsa())),
+        ("refused-foreign.json", foreign.to_vec()),
+        ("refused-no-certificate.json", other.to_vec()),
+    ]
+    .into()
+}
+
+fn pem_and_certificate() -> Seeds {
+    let (leaf, authority) = (known_key::leaf(), known_key::authority());
+    let label = "CERTIFICATE";
+    let text =
+        format!("subject=x\r\n{}\nmore\n{}", pem::encode(label, &authority), pem::encode(label, &leaf));
+    [
+        ("authority.der", authority.clone()),
+        ("chain.der", [&leaf[..], &authority].concat()),
+        ("chain.pem", text.into_bytes()),
+        ("key.pem", pem::encode("PRIVATE KEY", &known_key::pkcs8()).into_bytes()),
+        ("rsa.pem", pem::encode("PRIVATE KEY", &known_key::rsa().expose_pkcs8()).into_bytes()),
+        ("signed-part.der", signed_part(&leaf).to_vec()),
+        ("leaf.der", leaf),
+        ("refused-unfinished.pem", b"-----BEGIN A-----\nAQI=\n-----END B-----\n".to_vec()),
+        ("refused-authority-as-leaf.der", signed_part(&authority).to_vec()),
+    ]
+    .into()
+}
+
+fn spiffe_id() -> Seeds {
+    [
+        ("agent.txt", "spiffe://example.org/spire/agent/x509pop/0a1b"),
+        ("dns.txt", "*.web.example.org"),
+        ("entry.txt", "0b2d8f1e-0c54-4f0e-9df5-1c1a5b0e8b0a"),
+        ("member.txt", "spiffe://td-1_a.b/A-Z_a.z/0..9/..."),
+        ("selector.txt", "unix:path:/usr/bin/a:b"),
+        ("serial.txt", "1461501637330902918203684832716283019655932542975"),
+        ("trust-domain.txt", "spiffe://example.org"),
+        ("refused-characters.txt", "/TD/%41?q#f"),
+        ("refused-slashes.txt", "//./../"),
+    ]
+    .map(|(name, text)| (name, text.as_bytes().to_vec()))
+    .into()
+}
+
+fn entry_conversion() -> Seeds {
+    let wire = entry_to_wire(&entry(), None);
+    let least = types::Entry {
+        spiffe_id: wire.spiffe_id.clone(),
+        parent_id: wire.parent_id.clone(),
+        selectors: wire.selectors.clone(),
+        ..types::Entry::default()
+    };
+    let chain = types::X509svid {
+        id: Some(spiffe_id_to_wire(&id("/web"))),
+        cert_chain: vec![vec![1, 2, 3].into(), vec![4].into()],
+        expires_at: NOW.unix_seconds(),
+        hint: "internal".into(),
+    };
+    let token = types::Jwtsvid {
+        token: "a.b.c".into(),
+        id: Some(spiffe_id_to_wire(&id("/web"))),
+        expires_at: NOW.unix_seconds() + 60,
+        issued_at: NOW.unix_seconds(),
+        hint: String::new(),
+    };
+    let selectors = types::SelectorMatch { selectors: selectors_to_wire(&selectors()), r#match: 1 };
+    let entries = list_entries_request::Filter {
+        by_spiffe_id: wire.spiffe_id.clone(),
+        by_selectors: Some(selectors.clone()),
+        ..list_entries_request::Filter::default()
+    };
+    let agents = list_agents_request::Filter {
+        by_attestation_type: "join_token".into(),
+        by_selector_match: Some(selectors.clone()),
+        by_expires_before: "2027-01-01 00:00:00 +0000 UTC".into(),
+        ..list_agents_request::Filter::default()
+    };
+    let denial = permission_denied_with_reason("agent is banned", Reason::AgentBanned);
+    let foreign = types::Entry {
+        spiffe_id: Some(types::Spiffeid { trust_domain: "other.org".into(), path: "/a".into() }),
+        ..least.clone()
+    };
+    [
+        ("agent.bin", agent_to_wire(&node(), None).encode_to_vec()),
+        ("agent-filter.bin", agents.encode_to_vec()),
+        ("bundle.bin", bundle_to_wire(&bundle(), None).encode_to_vec()),
+        ("denial.bin", denial.details().to_vec()),
+        ("entry.bin", wire.encode_to_vec()),
+        ("entry-filter.bin", entries.encode_to_vec()),
+        ("entry-least.bin", least.encode_to_vec()),
+        ("jwt-svid.bin", token.encode_to_vec()),
+        ("selectors.bin", selectors.encode_to_vec()),
+        ("x509-svid.bin", chain.encode_to_vec()),
+        ("refused-foreign.bin", foreign.encode_to_vec()),
+    ]
+    .into()
+}
+
+fn authority_shim() -> Seeds {
+    let list = |authority: &'static str| {
+        [
+            (&b":method"[..], &b"POST"[..]),
+            (b":scheme", b"http"),
+            (b":path", b"/SpiffeWorkloadAPI/FetchX509SVID"),
+            (b":authority", authority.as_bytes()),
+            (b"te", b"trailers"),
+            (b"workload.spiffe.io", b"true"),
+        ]
+    };
+    let mut encoder = loona_hpack::Encoder::new();
+    let mut block = |authority| encoder.encode(list(authority));
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        [&(payload.len() as u32).to_be_bytes()[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let settings = frame(4, 0, 0, &[0, 3, 0, 0, 0, 100]);
+    let fit = [block("localhost"), block("localhost")];
+    let mut encoder = loona_hpack::Encoder::new();
+    let mut block = |authority| encoder.encode(list(authority));
+    let path = [block("/tmp/a/api.sock"), block("/tmp/a/api.sock"), block("localhost")];
+    let (half, rest) = path[0].split_at(20);
+    let padded = [&[3, 0, 0, 0, 0, 16][..], &path[0], &[0; 3]].concat();
+    // Huffman code, as most clients send it: www.example.com (RFC 7541, appendix C.4.1).
+    let huffman = b"\x82\x86\x84\x41\x8c\xf1\xe3\xc2\xe5\xf2\x3a\x6b\xa0\xab\x90\xf4\xff";
+    [
+        (
+            "fit.bin",
+            [
+                &[9][..],
+                &settings,
+                &frame(1, 4, 1, &fit[0]),
+                &frame(0, 1, 1, b"body"),
+                &frame(1, 5, 3, &fit[1]),
+            ]
+            .concat(),
+        ),
+        (
+            "path.bin",
+            [
+                &[5][..],
+                &settings,
+                &frame(1, 4, 1, &path[0]),
+                &frame(1, 5, 3, &path[1]),
+                &frame(1, 4, 5, &path[2]),
+            ]
+            .concat(),
+        ),
+        (
+            "continued.bin",
+            [&[1][..], &frame(1, 1, 1, half), &frame(9, 4, 1, rest), &frame(8, 0, 0, &[0, 0, 1, 0])].concat(),
+        ),
+        ("padded.bin", [&[200][..], &frame(1, 0x2c, 1, &padded)].concat()),
+        ("huffman.bin", [&[7][..], &frame(1, 5, 1, huffman)].concat()),
+        (
+            "refused-interrupted.bin",
+            [&[9][..], &frame(1, 1, 1, half), &frame(0, 0, 1, b"x"), &frame(9, 4, 1, rest)].concat(),
+        ),
+        (
+            "resized.bin",
+            [&[3][..], &frame(1, 4, 1, &[&[0x20, 0x3f, 0xe1, 0x1f][..], huffman].concat())].concat(),
+        ),
+    ]
+    .into()
+}
+
+fn attestation() -> Seeds {
+    let payload = attestation_payload::payload(&[&known_key::leaf()]);
+    let challenge = attestation_payload::server_challenge();
+    let answer = attestation_payload::answer(&challenge, &[]);
+    let wrong = attestation_payload::answer(&challenge, b"more");
+    let conversation = |answer: &[u8]| [&payload[..], &[0], answer].concat();
+    [
+        ("x509pop.json", conversation(&answer)),
+        ("certificate.der", signed_part(&known_key::leaf()).to_vec()),
+        ("challenge.json", challenge),
+        ("token.txt", attestation_payload::TOKEN.into()),
+        ("refused-answer.json", conversation(&wrong)),
+        ("refused-rsa-answer.json", conversation(br#"{"rsa_signature":{"nonce":"","signature":""}}"#)),
+        ("refused-payload.json", br#"{"certificates":[""]}"#.to_vec()),
+    ]
+    .into()
+}
+
+fn agent_store_file() -> Seeds {
+    let item = |der: &[u8]| BASE64.encode(pem::encode("CERTIFICATE", der).as_bytes());
+    let data = serde_json::json!({
+        "svid": [item(&known_key::leaf())],
+        "bundle": [item(&[1; 40]), item(&[2; 40])],
+        "reattestable": true,
+        "bootstrap_use": 1,
+    });
+    let keys = serde_json::json!({ "keys": {
+        "agent-svid-A": BASE64.encode(&known_key::pkcs8()),
+        "agent-svid-B": BASE64.encode(&known_key::rsa().expose_pkcs8()),
+    }});
+    [
+        ("agent-data.json", data.to_string().into_bytes()),
+        ("keys.json", keys.to_string().into_bytes()),
+        ("refused-keys.json", br#"{"keys":{"a":"MAA=","a":"%"}}"#.to_vec()),
+        ("refused-torn.json", br#"{"svid":["LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t"],"bundle""#.to_vec()),
+    ]
+    .into()
+}
+
+fn config() -> Seeds {
+    let server = r#"trust_domain = "example.org"
+data_dir = "/var/lib/bonafide"
+admin_ids = ["spiffe://example.org/admin"]
+[listen]
+address = "[::1]:8081"
+health_address = "127.0.0.1:9000"
+max_connections = 100
+[log]
+level = "debug"
+format = "json"
+[authority]
+ca_ttl = "7d"
+default_x509_svid_ttl = "1h30m"
+ca_key_type = "rsa-2048"
+ca_subject = { country = ["DE"], common_name = "x" }
+jwt_issuer = "https://issuer.example.org"
+[upstream_authority.disk]
+certificate_path = "ca.pem"
+key_path = "ca.key"
+[store]
+driver = "redb"
+cache_mib = 16
+[node_attestor.x509pop]
+ca_bundle_paths = ["roots.pem"]
+agent_path_template = "/n/{{ .Subject.CommonName }}/{{ .Fingerprint }}"
+[prune]
+attested_nodes_expired_for = "30d"
+"#;
+    let agent = r#"trust_domain = "spiffe://example.org"
+sync_interval = "250ms"
+allowed_foreign_jwt_claims = ["scope"]
+[server]
+address = "server.example.org:8081"
+[bootstrap]
+bundle_file = "bundle.json"
+bundle_format = "spiffe"
+[node_attestor.x509pop]
+certificate_path = "c.pem"
+private_key_path = "k.pem"
+[svid]
+key_type = "ec-p384"
+availability_target = "24h"
+[workload_attestor.unix]
+workload_size_limit = -1
+"#;
+    let mistakes = "trust_domain = 3\nfoo = 1\n[listen]\naddress = \"x\"\n[[authority]]\nca_ttl = \"5\"\n[server]\naddress = ''\n";
+    [
+        ("agent.toml", agent),
+        ("agent-least.toml", "trust_domain='a'\nserver.address='h:1'\nbootstrap.insecure=true\nnode_attestor.join_token.token='t'\n"),
+        ("server.toml", server),
+        ("server-least.toml", "trust_domain = \"a\"\ndata_dir = \"d\"\n"),
+        ("refused-mistakes.toml", mistakes),
+        ("refused-syntax.toml", "trust_domain = \"a\n[[x]\n= 1\n"),
+    ]
+    .map(|(name, text)| (name, text.as_bytes().to_vec()))
+    .into()
+}
+
+/// One record of each table as the store itself writes it.
+fn records() -> Seeds {
+    let folder = crate::folder();
+    let path = folder.path().join("backup");
+    let (store, _) = Store::open(StoreConfig::memory(trust_domain()), Arc::new(|| NOW)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime
+        .block_on(store.write(|unit| {
+            unit.entry_create(entry())?;
+            unit.node_put(node())?;
+            unit.bundle_put(bundle())?;
+            unit.relationship_create(FederationRelationship {
+                trust_domain: TrustDomain::parse("other.org").unwrap(),
+                bundle_endpoint_url: "https://other.org/bundle".into(),
+                profile: EndpointProfile::HttpsSpiffe {
+                    endpoint_spiffe_id: SpiffeId::parse("spiffe://other.org/e").unwrap(),
+                },
+            })?;
+            unit.token_create(&JoinToken {
+                value: "t".into(),
+                expires_at: NOW,
+                agent_id: Some(id("/spire/agent/x")),
+            })?;
+            unit.journal_put(&JournalRecord {
+                kind: AuthorityKind::Jwt,
+                slot: AuthoritySlot {
+                    slot: SlotId::A,
+                    status: SlotStatus::Active,
+                    authority_id: "one".into(),
+                    issued_at: NOW,
+                    not_after: NOW,
+                    tainted: true,
+                    upstream_authority_id: Some("up".into()),
+                },
+                key_id: "jwt-A".into(),
+                certificate_chain: vec![vec![1], vec![2]],
+                public_key: vec![3],
+            })?;
+            unit.record_issued(&[IssuedSvid {
+                kind: SvidKind::WorkloadX509,
+                spiffe_id: id("/web"),
+                entry_id: Some(EntryId::parse("entry-1").unwrap()),
+                serial: "17".into(),
+                not_after: NOW,
+                authority_id: "0a".into(),
+            }])
+        }))
+        .unwrap();
+    runtime.block_on(store.backup(&path)).unwrap();
+    let records = server_records::records_of(&std::fs::read(&path).unwrap());
+    let mut seeds = Seeds::new();
+    let mut pieces = Vec::new();
+    for (key, payload) in &records {
+        let name = match key[0] {
+            b'e' => "entry.bin",
+            b'n' => "node.bin",
+            b'b' => "bundle.bin",
+            b'f' => "relationship.bin",
+            b't' => "token.bin",
+            b'j' => "journal.bin",
+            b'i' => "issuance.bin",
+            b'c' => "change.bin",
+            other => panic!("a record of {other}"),
+        };
+        seeds.insert(name, [&key[..1], payload].concat());
+        if payload.len() < 256 {
+            let table = server_records::TABLES.iter().position(|table| *table == key[0]).unwrap();
+            pieces.extend([payload.len() as u8, table as u8]);
+            pieces.extend_from_slice(payload);
+        }
+    }
+    assert_eq!(seeds.len(), server_records::TABLES.len(), "a record of each table");
+    let whole: Vec<_> = records.iter().map(|(key, payload)| (key.clone(), &payload[..])).collect();
+    let backup = server_records::backup_of(&whole);
+    let mut damaged = backup.clone();
+    damaged[100] ^= 4;
+    // Nothing committed. One slot alone is enough, and two would make too large a seed.
+    let expected = [0; 45];
+    seeds.extend([
+        ("backup.bin", [&[RAW_BACKUP][..], &backup].concat()),
+        ("backup-empty.bin", vec![BUILT_BACKUP]),
+        ("refused-backup.bin", [&[RAW_BACKUP][..], &damaged].concat()),
+        ("records.bin", [&[BUILT_BACKUP][..], &pieces].concat()),
+        ("expected.bin", [&[BUILT_EXPECTED][..], &expected].concat()),
+        ("refused-expected.bin", [&[RAW_EXPECTED][..], b"BFEXPECT\x01", &[0; 40]].concat()),
+        ("refused-expected-commit.bin", [&[BUILT_EXPECTED][..], &[1; 45]].concat()),
+    ]);
+    seeds
+}
+
+fn entry() -> Entry {
+    Entry {
+        id: EntryId::parse("entry-1").unwrap(),
+        spiffe_id: id("/web"),
+        parent_id: id("/spire/agent/x"),
+        selectors: selectors(),
+        x509_svid_ttl: 3600,
+        jwt_svid_ttl: 300,
+        federates_with: [TrustDomain::parse("other.org").unwrap()].into(),
+        admin: true,
+        downstream: false,
+        expires_at: Some(NOW),
+        dns_names: [DnsName::parse("web.example.org").unwrap()].into(),
+        revision: 0,
+        created_at: NOW,
+        store_svid: false,
+        hint: "\x12\x01".into(),
+        disable_x509_svid_prefetch: true,
+        jwt_svid_include_jti: true,
+    }
+}
+
+fn node() -> AttestedNode {
+    AttestedNode {
+        id: id("/spire/agent/x"),
+        attestation_type: "x509pop".into(),
+        serial: Some(SerialNumber::from(1_u128)),
+        not_after: NOW,
+        new_serial: Some(SerialNumber::from(2_u128)),
+        new_not_after: NOW,
+        selectors: selectors(),
+        can_reattest: true,
+        agent_version: "1.2.3".into(),
+    }
+}
+
+fn bundle() -> Bundle {
+    let mut bundle = Bundle::empty(trust_domain());
+    bundle.x509_authorities = vec![X509Authority { certificate: known_key::authority(), tainted: true }];
+    bundle.jwt_authorities = known_key::token_authorities().into();
+    let wit = JwtAuthority {
+        key_id: "wit".into(),
+        public_key: known_key::spki(),
+        expires_at: Some(NOW),
+        tainted: false,
+    };
+    bundle.wit_authorities = vec![wit];
+    (bundle.refresh_hint, bundle.sequence_number) = (300, 7);
+    bundle
+}
+
+fn selectors() -> SelectorSet {
+    ["unix:uid:1000", "unix:gid:100"].iter().map(|text| Selector::parse(text).unwrap()).collect()
+}
+
+fn id(path: &str) -> SpiffeId {
+    SpiffeId::from_parts(trust_domain(), path).unwrap()
+}
+
+/// The first element within the outermost one.
+fn signed_part(der: &[u8]) -> &[u8] {
+    let content = &der[header(der).0..];
+    let (head, length) = header(content);
+    &content[..head + length]
+}
+
+/// The length of an element's head and of its content.
+fn header(der: &[u8]) -> (usize, usize) {
+    match der[1] {
+        0x81 => (3, der[2].into()),
+        0x82 => (4, usize::from(der[2]) << 8 | usize::from(der[3])),
+        short => (2, short.into()),
+    }
+}

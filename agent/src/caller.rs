@@ -81,6 +81,7 @@ struct Pinned {
     pidfd: Arc<OwnedFd>,
     directory: OwnedFd,
     start_time: u64,
+    status: String,
     executable: Option<FileId>,
     observer: Option<Box<Observer>>,
 }
@@ -124,11 +125,12 @@ impl PinnedCaller {
             pidfd,
             directory,
             start_time: 0,
+            status: String::new(),
             executable: None,
             observer,
         };
         pinned.start_time = pinned.start_time()?;
-        pinned.check_ids()?;
+        pinned.status = pinned.checked_status()?;
         pinned.executable = pinned.executable_id()?;
         Ok(Self(Arc::new(pinned)))
     }
@@ -149,6 +151,12 @@ impl PinnedCaller {
     #[must_use]
     pub fn gid(&self) -> u32 {
         self.0.gid
+    }
+
+    /// `/proc/<pid>/status` as it was when the process was pinned, which is when this call came in.
+    #[must_use]
+    pub fn status(&self) -> &str {
+        &self.0.status
     }
 
     /// The content of a file below `/proc/<pid>`.
@@ -205,7 +213,7 @@ impl PinnedCaller {
         if pinned.start_time()? != pinned.start_time {
             return Err(CallerError::Changed("start time"));
         }
-        pinned.check_ids()?;
+        pinned.checked_status()?;
         if pinned.executable_id()? != pinned.executable {
             return Err(CallerError::Changed("executable"));
         }
@@ -256,7 +264,8 @@ impl Pinned {
             .ok_or_else(|| malformed("stat"))
     }
 
-    fn check_ids(&self) -> Result<(), CallerError> {
+    /// `/proc/<pid>/status`, whose user and group are still those of the process that connected.
+    fn checked_status(&self) -> Result<String, CallerError> {
         let status = self.read("status")?;
         let effective = |name: &str| -> Result<u32, CallerError> {
             status_line(&status, name)
@@ -270,7 +279,7 @@ impl Pinned {
         if effective("Gid")? != self.gid {
             return Err(CallerError::Changed("group"));
         }
-        Ok(())
+        Ok(status)
     }
 
     /// Device and inode of the executable; `None` when the agent may not look, which then stays so.

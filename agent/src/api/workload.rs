@@ -448,8 +448,9 @@ fn bundles_for<M, S>(
     Next::Send(form.message(bundles.for_workload(&federated)))
 }
 
-/// Requests hold little; the largest is a token to validate.
-const MAX_REQUEST: usize = 256 * 1024;
+/// Any process may call, on many streams at once, and what has arrived of a request is held until the rest is there. The
+/// largest that makes sense is a token to validate, of up to 64 KiB.
+const MAX_REQUEST: usize = 128 * 1024;
 
 /// SPIFFE Workload Endpoint, section 3: proof that the call was not made by a confused deputy such as a browser.
 fn require_security_header(request: Request<()>) -> Result<Request<()>, Status> {

@@ -223,7 +223,7 @@ impl SvidCache {
         state.report();
     }
 
-    /// Joins a group of subscribers. What they lack is asked for at once.
+    /// Joins a group of subscribers. What they lack is asked for as soon as one of them looks.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>, selectors: SelectorSet, interest: Interest) -> Subscription {
         let mut state = self.lock();
@@ -237,15 +237,11 @@ impl SvidCache {
         });
         group.members += 1;
         let changes = group.wake.subscribe();
-        let waits = interest != Interest::Bundles;
         drop(state);
-        if waits {
-            self.demand.notify_one();
-        }
         Subscription { cache: Arc::clone(self), key, changes }
     }
 
-    /// Waits until a subscriber has come since this was last asked.
+    /// Waits until a subscriber has missed something since this was last asked.
     pub async fn demanded(&self) {
         self.demand.notified().await;
     }
@@ -341,11 +337,16 @@ impl SvidCache {
         let state = self.lock();
         let bundles = state.bundles.clone()?;
         let matched = state.groups.get(key).map(|group| group.matched.as_slice()).unwrap_or_default();
-        let entries = matched
+        let entries: Vec<_> = matched
             .iter()
             .filter_map(|id| state.held.get(id))
             .map(|held| (Arc::clone(&held.entry), K::slot(held).0.availability(&held.entry, now)))
             .collect();
+        drop(state);
+        let waits = key.1 == K::INTEREST;
+        if waits && entries.iter().any(|(_, availability)| matches!(availability, Availability::Pending)) {
+            self.demand.notify_one();
+        }
         Some(View { entries, bundles })
     }
 

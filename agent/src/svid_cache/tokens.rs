@@ -26,7 +26,35 @@ pub struct JwtSvids {
     clock: SharedClock,
     random: Arc<dyn Random>,
     kept: Mutex<Kept>,
-    asking: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+    asking: Asking,
+}
+
+/// Which tokens somebody asks the server for.
+type Asking = Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>;
+
+/// A place among those who want the same token. The last to leave clears it away, also when its workload has hung up
+/// meanwhile: workloads choose the audiences, so what they left behind would grow for ever.
+struct Turn<'a> {
+    asking: &'a Asking,
+    key: &'a Key,
+    mutex: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<'a> Turn<'a> {
+    fn new(asking: &'a Asking, key: &'a Key) -> Self {
+        let mutex = Arc::clone(lock(asking).entry(key.clone()).or_default());
+        Self { asking, key, mutex }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut asking = lock(self.asking);
+        // Two hold it: the map and this call.
+        if Arc::strong_count(&self.mutex) <= 2 {
+            asking.remove(self.key);
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,17 +99,9 @@ impl JwtSvids {
         if let (Plan::Serve, Some(token)) = self.plan(&key) {
             return Ok(token);
         }
-        let turn = Arc::clone(lock(&self.asking).entry(key.clone()).or_default());
-        let result = {
-            let _turn = turn.lock().await;
-            self.refresh(entry, audiences, &key).await
-        };
-        let mut asking = lock(&self.asking);
-        // Two hold it: the map and this call.
-        if Arc::strong_count(&turn) <= 2 {
-            asking.remove(&key);
-        }
-        result
+        let turn = Turn::new(&self.asking, &key);
+        let _turn = turn.mutex.lock().await;
+        self.refresh(entry, audiences, &key).await
     }
 
     async fn refresh(
@@ -103,6 +123,9 @@ impl JwtSvids {
             },
             _ => self.sign(entry, audiences, OPERATION_TIMEOUT).await?,
         };
+        if key.audiences.iter().map(String::len).sum::<usize>() > MOST_AUDIENCES {
+            return Ok(signed);
+        }
         let renew_at = renewal_after_issue(signed.issued_at, signed.expires_at, self.random.u64(), None);
         let key_id = key_id(&signed.token);
         lock(&self.kept).put(key.clone(), Token { signed: Arc::clone(&signed), renew_at, key_id });
@@ -247,6 +270,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 const RPC: &str = "NewJWTSVID";
+/// Tokens for more bytes of audiences than this are not kept: their number is bounded, and so must their size be.
+const MOST_AUDIENCES: usize = 4096;
 const RETRY: Duration = Duration::from_secs(1);
 /// While a token that is still valid is at hand.
 const PATIENCE_WITH_TOKEN: Duration = Duration::from_secs(5);
@@ -282,6 +307,33 @@ mod tests {
         assert_eq!(plan(at(100), at(50), at(50)), Plan::Refresh);
         assert_eq!(plan(at(100), at(50), at(99)), Plan::Refresh);
         assert_eq!(plan(at(100), at(50), at(100)), Plan::Sign);
+    }
+
+    #[tokio::test]
+    async fn who_hangs_up_leaves_nothing_behind() {
+        let asking = Asking::default();
+        let wanted = key("/a", &["x"]);
+        let ask = async || {
+            let turn = Turn::new(&asking, &wanted);
+            let _turn = turn.mutex.lock().await;
+            std::future::pending::<()>().await;
+        };
+        {
+            let (mut first, mut second) = (Box::pin(ask()), Box::pin(ask()));
+            assert!(futures_now(&mut first).is_none() && futures_now(&mut second).is_none());
+            assert_eq!(lock(&asking).len(), 1);
+            drop(first);
+            assert_eq!(lock(&asking).len(), 1, "the second still asks");
+        }
+        assert!(lock(&asking).is_empty());
+    }
+
+    fn futures_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match std::pin::Pin::new(future).poll(&mut context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
     }
 
     #[test]

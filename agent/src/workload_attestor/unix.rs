@@ -105,8 +105,7 @@ impl WorkloadAttestor for Unix {
     }
 
     async fn attest(&self, caller: &PinnedCaller) -> Result<Vec<Selector>, AttestError> {
-        let status = caller.read("status")?;
-        let groups: Vec<u32> = status_line(&status, "Groups")
+        let groups: Vec<u32> = status_line(caller.status(), "Groups")
             .unwrap_or_default()
             .split_ascii_whitespace()
             .filter_map(|group| group.parse().ok())

@@ -116,7 +116,7 @@ async fn a_server_that_the_bundle_does_not_know_is_refused() {
     let config = home.config(&server, "");
     let other = FakeServer::start().await;
     std::fs::write(home.path("bundle.pem"), other.lock().root_pem()).unwrap();
-    let error = why(home.start_with(config, crate::harness::overrides()).await);
+    let error = why(home.start_with(config, crate::harness::impatient()).await);
     assert!(error.contains("does not prove to be the server of the trust domain"), "{error}");
     assert_eq!(server.lock().count("AttestAgent"), 0, "the token must not be shown to a stranger");
     assert!(server.lock().tokens.contains("token"));
@@ -217,7 +217,7 @@ async fn the_data_of_another_trust_domain_is_refused() {
     agent.join().await.unwrap();
     let mut config = home.config(&server, "");
     config.trust_domain = "other.test".parse().unwrap();
-    let error = why(home.start_with(config, crate::harness::overrides()).await);
+    let error = why(home.start_with(config, crate::harness::impatient()).await);
     assert!(error.contains("belongs to trust domain example.org, not other.test"), "{error}");
 }
 
@@ -229,7 +229,7 @@ async fn a_socket_in_use_is_found_out_before_a_token_is_spent() {
     server.lock().tokens.insert("token".to_owned());
     let mut config = home.config(&server, "");
     config.data_dir = home.path("other-data");
-    let error = why(home.start_with(config, crate::harness::overrides()).await);
+    let error = why(home.start_with(config, crate::harness::impatient()).await);
     assert!(error.contains("another process is serving"), "{error}");
     assert_eq!(server.lock().count("AttestAgent"), 1);
     assert!(home.socket().exists(), "the socket of the first agent stays");

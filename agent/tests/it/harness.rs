@@ -77,11 +77,12 @@ impl Home {
     }
 
     pub(crate) async fn start(&self, server: &FakeServer, extra: &str) -> Agent {
-        self.try_start(server, extra).await.unwrap()
+        self.start_with(self.config(server, extra), overrides()).await.unwrap()
     }
 
+    /// For an agent that is not to start: gives up soon.
     pub(crate) async fn try_start(&self, server: &FakeServer, extra: &str) -> Result<Agent, StartError> {
-        self.start_with(self.config(server, extra), overrides()).await
+        self.start_with(self.config(server, extra), impatient()).await
     }
 
     pub(crate) async fn start_with(&self, config: Config, overrides: Overrides) -> Result<Agent, StartError> {
@@ -91,14 +92,20 @@ impl Home {
     }
 }
 
-/// Quick to give up, so that tests of failures are quick.
+/// Quick to try again, and slow to give up: the machine may be busy.
 pub(crate) fn overrides() -> Overrides {
     log();
     Overrides {
-        patience: AttestPatience { initial: Duration::from_millis(50), total: Duration::from_millis(500) },
+        patience: AttestPatience { initial: Duration::from_millis(50), total: Duration::from_secs(20) },
         drain: Duration::from_millis(200),
         ..Overrides::default()
     }
+}
+
+/// Quick to give up, for agents that are not to start.
+pub(crate) fn impatient() -> Overrides {
+    let patience = AttestPatience { initial: Duration::from_millis(50), total: Duration::from_millis(500) };
+    Overrides { patience, ..overrides() }
 }
 
 /// Shows the agent's log when a test fails and `AGENT_TEST_LOG` is set.

@@ -378,7 +378,17 @@ impl PrivateKey {
             })?,
         };
         let public = PublicKey::from_bare(curve, backend.public_key())?;
-        Ok(Self { backend, pkcs8: Zeroizing::new(pkcs8.to_vec()), public })
+        let key = Self { backend, pkcs8: Zeroizing::new(pkcs8.to_vec()), public };
+        // The backends compare the halves of EC keys, but let RSA keys pass whose parts do not belong together.
+        if curve.is_none() && !key.signs() {
+            return Err(KeyError::Malformed("the RSA private key is damaged: it does not sign for its public key"));
+        }
+        Ok(key)
+    }
+
+    fn signs(&self) -> bool {
+        let signature = self.sign_with(SignatureAlgorithm::RsaPkcs1Sha256, b"trial");
+        signature.is_ok_and(|made| self.public.verify(VerificationAlgorithm::RsaPkcs1Sha256, b"trial", &made))
     }
 
     /// Loads the first private key of a PEM text: `PRIVATE KEY`, `RSA PRIVATE KEY` or `EC PRIVATE KEY`.

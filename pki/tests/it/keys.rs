@@ -53,6 +53,20 @@ fn keys_of_every_common_form_are_loaded() {
 }
 
 #[test]
+fn a_damaged_key_is_refused_when_it_is_loaded_and_not_when_it_is_needed() {
+    for (kind, step) in [(KeyType::EcP256, 1), (KeyType::Rsa2048, 37)] {
+        let pkcs8 = key(kind, Role::Leaf).expose_pkcs8();
+        for at in (0..pkcs8.len()).step_by(step) {
+            let mut damaged = pkcs8.to_vec();
+            damaged[at] ^= 1;
+            if let Ok(key) = PrivateKey::from_pkcs8_der(&damaged) {
+                assert!(key.sign(b"message").is_ok(), "{kind}: byte {at}");
+            }
+        }
+    }
+}
+
+#[test]
 fn keys_outside_the_policy_are_refused_and_named() {
     let Some(openssl) = OpenSsl::find("keys_outside_the_policy_are_refused_and_named") else { return };
     for (genpkey, private, public) in [

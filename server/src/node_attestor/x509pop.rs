@@ -149,6 +149,10 @@ impl AgentPathTemplate {
         Ok(Self(pieces))
     }
 
+    fn names(&self, placeholder: Placeholder) -> bool {
+        self.0.contains(&Piece::Name(placeholder))
+    }
+
     fn render(&self, value: impl Fn(Placeholder) -> String) -> String {
         let piece = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
@@ -363,13 +367,21 @@ impl NodeAttestor for X509Pop {
         let (path, trimmed) = self.verify(&chain, attempt.now)?;
         self.prove(&key, conversation).await?;
 
+        let name = leaf.common_name.clone().unwrap_or_default();
+        // The text in it is the node's rather than the operator's: it must not reach beyond its place in the path, where
+        // the names of other nodes and of other attestors are.
+        if self.settings.agent_path_template.names(Placeholder::CommonName)
+            && (name.is_empty() || name.contains('/'))
+        {
+            return Err(invalid(format!("the common name {name:?} cannot be a part of an agent path")));
+        }
         let serial = HEXLOWER.encode(leaf.serial.as_be_bytes());
         let suffix = self.settings.agent_path_template.render(|placeholder| match placeholder {
             Placeholder::PluginName => NAME.to_owned(),
             Placeholder::TrustDomain => self.trust_domain.to_string(),
             Placeholder::Fingerprint => fingerprint(&chain[0]),
             Placeholder::SerialNumberHex => serial.clone(),
-            Placeholder::CommonName => leaf.common_name.clone().unwrap_or_default(),
+            Placeholder::CommonName => name.clone(),
             Placeholder::SvidPathTrimmed => trimmed.clone().unwrap_or_default(),
         });
         let id = self

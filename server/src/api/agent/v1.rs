@@ -1,6 +1,5 @@
 //! `spire.api.server.agent.v1.Agent`
 
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -24,6 +23,7 @@ use bonafide_proto::spire::server::agent::v1::{
 use bonafide_proto::spire::types;
 use bonafide_proto::spire::types::permission_denied_details::Reason;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -149,10 +149,16 @@ impl Agent for Service {
         request: Request<Streaming<AttestAgentRequest>>,
     ) -> Result<Response<Talk>, Status> {
         let call = Call::of(&request)?;
-        let (sender, receiver) = mpsc::channel(1);
-        let node = NodeEnd { requests: request.into_inner(), responses: sender };
-        let talk = attest(self.context.clone(), call, node);
-        Ok(Response::new(Talk { talk: Some(Box::pin(talk)), responses: receiver }))
+        let (sender, responses) = mpsc::channel(2);
+        let node = NodeEnd { requests: request.into_inner(), responses: sender.clone() };
+        let attestation = attest(self.context.clone(), call, node);
+        let task = tokio::spawn(async move {
+            if let Err(status) = attestation.await {
+                // A node that has gone need not be told.
+                let _ = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Talk { responses, task: task.abort_handle() }))
     }
 
     async fn renew_agent(
@@ -352,7 +358,7 @@ const MAX_TYPE: usize = 255;
 /// The node at the other end of the stream.
 struct NodeEnd {
     requests: Streaming<AttestAgentRequest>,
-    responses: mpsc::Sender<AttestAgentResponse>,
+    responses: mpsc::Sender<Result<AttestAgentResponse, Status>>,
 }
 
 impl NodeEnd {
@@ -367,7 +373,8 @@ impl NodeEnd {
     }
 
     async fn send(&mut self, step: Answered) -> Result<(), AttestError> {
-        self.responses.send(AttestAgentResponse { step: Some(step) }).await.map_err(|_| AttestError::Gone)
+        let response = AttestAgentResponse { step: Some(step) };
+        self.responses.send(Ok(response)).await.map_err(|_| AttestError::Gone)
     }
 }
 
@@ -415,32 +422,23 @@ impl From<ConvertError> for AttestError {
     }
 }
 
-/// The response stream of an attestation. It drives the attestation itself, so that nothing goes on when the node hangs up.
+/// The response stream of an attestation. The attestation goes on beside it, so that a node which reads nothing is sent
+/// away in time like one that says nothing; it ends when the node hangs up.
 pub struct Talk {
-    talk: Option<BoxFuture<Result<(), Status>>>,
-    responses: mpsc::Receiver<AttestAgentResponse>,
+    responses: mpsc::Receiver<Result<AttestAgentResponse, Status>>,
+    task: AbortHandle,
 }
-
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Stream for Talk {
     type Item = Result<AttestAgentResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
-        // The talk first: what it sends can then leave at once.
-        if let Some(talk) = &mut self.talk
-            && let Poll::Ready(outcome) = talk.as_mut().poll(context)
-        {
-            self.talk = None;
-            if let Err(status) = outcome {
-                return Poll::Ready(Some(Err(status)));
-            }
-        }
-        match self.responses.poll_recv(context) {
-            Poll::Ready(Some(response)) => Poll::Ready(Some(Ok(response))),
-            // The sender is part of the talk, which has ended.
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
+        self.responses.poll_recv(context)
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }

@@ -18,6 +18,7 @@ use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 use super::harness::*;
@@ -518,6 +519,59 @@ async fn who_cannot_prove_possession_is_not_attested() {
         assert_eq!(refused.code(), Code::InvalidArgument);
         assert!(refused.message().starts_with(&prefixed("failed to unmarshal data: ")), "{refused:?}");
     }
+}
+
+/// CVE-2021-27099 (SPIRE): what a node may choose became a part of its agent ID and reached beyond its place there.
+#[tokio::test]
+async fn advisory_a_certificate_cannot_name_its_way_to_another_agent() {
+    let root = node_authority();
+    let template = "agent_path_template = \"/{{ .Subject.CommonName }}\"";
+    let (server, _files) = x509pop_server(root.root(), template).await;
+    let named = |name: &str| {
+        Node::new(&root, |params| {
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            if !name.is_empty() {
+                params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            }
+        })
+    };
+    assert_eq!(named("rack-1").attest(&server).await.unwrap().path(), "/spire/agent/rack-1");
+    let token = server.agent().await;
+    let taken = token.path().strip_prefix("/spire/agent/").unwrap();
+    for name in
+        [taken, "../server", "..", ".", "", "/", "a/", "/a", "a//b", "a/./b", "a b", "%2e%2e", "\u{fc}"]
+    {
+        let refused = named(name).attest(&server).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{name:?}: {refused:?}");
+    }
+    // Nobody has taken the place of the agent that was there.
+    let channel = server.remote(Some(&token)).await.unwrap();
+    agents(&channel).post_status(PostStatusRequest::default()).await.unwrap();
+}
+
+/// Places are few. A node that takes no answers must not keep one.
+#[tokio::test]
+async fn nodes_that_read_nothing_are_sent_away() {
+    let root = node_authority();
+    let (server, _files) = x509pop_server(root.root(), "").await;
+    let node = std::sync::Arc::new(Node::new(&root, |_| {}));
+    // Without a window the challenge cannot be sent.
+    let deaf = Endpoint::from_static("http://server").initial_stream_window_size(0);
+    let channel = server.remote_through(deaf, None).await.unwrap();
+    let mut deaf = JoinSet::new();
+    for _ in 0..256 {
+        let (channel, node) = (channel.clone(), node.clone());
+        deaf.spawn(async move { attest(channel, "x509pop", &node.payload(), no_challenge).await.map(drop) });
+    }
+    eventually("no place is left", async || {
+        let busy = node.attest(&server).await;
+        busy.is_err_and(|status| status.code() == Code::Unavailable)
+    })
+    .await;
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    eventually("there are places again", async || node.attest(&server).await.is_ok()).await;
 }
 
 #[tokio::test]

@@ -158,10 +158,16 @@ impl TestServer {
 
     /// A channel over TLS, with this SVID or without one.
     pub(super) async fn remote(&self, svid: Option<&Identity>) -> Result<Channel, tonic::transport::Error> {
-        let holder =
-            svid.map(|svid| SvidHolder::new(Svid::new(svid.chain.clone(), svid.key.clone()).unwrap()));
-        let server_id = PeerCheck::ServerId(trust_domain().server_id());
-        let tls = client_config(holder, self.trust(), server_id, Arc::new(self.clock.as_fn()));
+        self.remote_through(Endpoint::from_static("http://server"), svid).await
+    }
+
+    /// As [`Self::remote`], with HTTP/2 as `endpoint` says.
+    pub(super) async fn remote_through(
+        &self,
+        endpoint: Endpoint,
+        svid: Option<&Identity>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let tls = self.client_tls(svid);
         let address = self.server.address();
         let dial = move |_: http::Uri| {
             let tls = tls.clone();
@@ -171,7 +177,15 @@ impl TestServer {
                 TlsConnector::from(tls).connect(name, tcp).await.map(TokioIo::new)
             }
         };
-        Endpoint::from_static("http://server").connect_with_connector(tower::service_fn(dial)).await
+        endpoint.connect_with_connector(tower::service_fn(dial)).await
+    }
+
+    /// A client's TLS, with this SVID or without one.
+    pub(super) fn client_tls(&self, svid: Option<&Identity>) -> Arc<tokio_rustls::rustls::ClientConfig> {
+        let holder =
+            svid.map(|svid| SvidHolder::new(Svid::new(svid.chain.clone(), svid.key.clone()).unwrap()));
+        let server_id = PeerCheck::ServerId(trust_domain().server_id());
+        client_config(holder, self.trust(), server_id, Arc::new(self.clock.as_fn()))
     }
 
     pub(super) async fn anonymous(&self) -> Channel {

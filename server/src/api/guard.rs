@@ -6,6 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,9 +23,9 @@ use tonic::service::{Routes, RoutesBuilder};
 use tonic::{Code, Status};
 use tower::Service;
 
-use super::limit::Limiter;
+use super::limit::{Limiter, Subject};
 use super::table::{self, Incomplete};
-use super::{Audited, Call, Limit, Notes, Rule};
+use super::{Audited, Call, Limit, Notes, Rule, Who};
 use crate::audit::{AuditLog, CallRecord, Decision};
 use crate::caller::{self, Caller, Origin, Right};
 use crate::config::RateLimitSettings;
@@ -39,8 +40,59 @@ pub struct Gate {
     admin_ids: Vec<SpiffeId>,
     /// One for each row of the table that has a limit.
     limiters: Vec<Option<Arc<Limiter>>>,
+    strangers: Strangers,
     next_request: AtomicU64,
 }
+
+/// Bounds what the audit log says of callers that have shown no right. Their calls cost them nothing; without a bound
+/// they would fill the disk, and the queue that the calls of agents wait for.
+struct Strangers {
+    lines: Limiter,
+    left_out: Mutex<LeftOut>,
+}
+
+/// Lines that were not written since the process's log last said so.
+#[derive(Default)]
+struct LeftOut {
+    count: u64,
+    said: Option<Instant>,
+}
+
+impl Strangers {
+    fn new(lines_per_second: u32) -> Self {
+        Self { lines: Limiter::new(lines_per_second), left_out: Mutex::default() }
+    }
+
+    /// Whether there is room for a line about a failed call.
+    fn has_room_for(&self, caller: &Caller) -> bool {
+        let (Origin::Remote { address, .. }, Right::Any) = (&caller.origin, &caller.right) else {
+            return true;
+        };
+        if self.lines.try_take(Subject::Address(address.ip().to_canonical())) {
+            return true;
+        }
+        let mut left_out = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        left_out.count += 1;
+        let now = Instant::now();
+        if left_out.said.is_none_or(|said| now.duration_since(said) >= SAY_EVERY) {
+            let lines = std::mem::take(&mut left_out.count);
+            left_out.said = Some(now);
+            tracing::warn!(%address, lines, "refused calls are too many for the audit log and were left out of it");
+        }
+        false
+    }
+}
+
+/// Each second, for each address.
+const LINES_ABOUT_STRANGERS: u32 = 1000;
+/// What was left out is said at most this often.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+/// Whoever may call without a right has this long to send the request, and so much of it: what has arrived of a
+/// message is held until the rest is there.
+const STRANGERS_TIME: Duration = Duration::from_secs(10);
+const STRANGERS_MESSAGE: usize = 64 * 1024;
+/// All messages of one attestation: payload, CSR and the answers to challenges.
+const STRANGERS_ATTESTATION: usize = 1024 * 1024;
 
 impl Gate {
     /// A gate in front of the state in `store`.
@@ -64,7 +116,8 @@ impl Gate {
         let limiters = table::RULES.iter().map(limiter).collect();
         // Ids go on from the start's instant, so that those of two runs do not meet in one log.
         let first = u64::try_from(clock.now().unix_millis()).unwrap_or_default() << 20;
-        Self { store, clock, audit, admin_ids, limiters, next_request: AtomicU64::new(first) }
+        let strangers = Strangers::new(LINES_ABOUT_STRANGERS);
+        Self { store, clock, audit, admin_ids, limiters, strangers, next_request: AtomicU64::new(first) }
     }
 
     /// Lets a call in, or not. What comes back with a refusal is what is known of the caller.
@@ -92,7 +145,7 @@ impl Gate {
         };
         let caller = Caller { request_id, origin, right };
         let deadline = timeout(headers).map(|timeout| Instant::now() + timeout);
-        let call = Call { rule, caller, limiter, deadline, notes: std::sync::Mutex::default() };
+        let call = Call { rule, caller, limiter, deadline, notes: Mutex::default() };
         if rule.limit != Limit::SigningEach
             && let Err(status) = call.charge(1).await
         {
@@ -162,7 +215,18 @@ where
     };
     request.extensions_mut().insert(call.clone());
     let mut report = Report { gate: gate.clone(), call: Some(call), begun };
-    let Ok(response) = inner.call(request).await;
+    let response = if rule.allows(Who::ANY) {
+        let most = match rule.limit {
+            Limit::Attestation => STRANGERS_ATTESTATION,
+            _ => STRANGERS_MESSAGE,
+        };
+        let request = request.map(|body| Body::new(Bounded { body, left: most, most }));
+        let late = |_| Ok(Status::deadline_exceeded("the request did not come in time").into_http());
+        tokio::time::timeout(STRANGERS_TIME, inner.call(request)).await.unwrap_or_else(late)
+    } else {
+        inner.call(request).await
+    };
+    let Ok(response) = response;
     if let Some((code, message)) = outcome(response.headers()) {
         report.send(code, message);
         return response;
@@ -216,6 +280,9 @@ fn finish(
     if rule.audited == Audited::Failures && unremarkable && notes.failed.is_empty() {
         return;
     }
+    if code != Code::Ok && !gate.strangers.has_room_for(&caller) {
+        return;
+    }
     gate.audit.record(CallRecord {
         time: gate.clock.now(),
         caller,
@@ -254,6 +321,44 @@ impl HttpBody for Watched {
                 self.report.send(code, message);
             }
             Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A request body of bounded size.
+struct Bounded {
+    body: Body,
+    left: usize,
+    most: usize,
+}
+
+impl HttpBody for Bounded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            match self.left.checked_sub(length) {
+                Some(left) => self.left = left,
+                None => {
+                    let text = format!("the request is larger than {} bytes", self.most);
+                    return Poll::Ready(Some(Err(Status::resource_exhausted(text))));
+                }
+            }
         }
         polled
     }
@@ -356,6 +461,23 @@ impl Services {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_refused_calls_does_not_flood_the_audit_log() {
+        let strangers = Strangers::new(10);
+        let caller = |origin, right| Caller { request_id: 1, origin, right };
+        let from = |address: &str| Origin::Remote { address: address.parse().unwrap(), id: None };
+        let lines = |caller: &Caller| (0..100).filter(|_| strangers.has_room_for(caller)).count();
+        assert_eq!(lines(&caller(from("10.0.0.1:1"), Right::Any)), 10);
+        assert_eq!(lines(&caller(from("10.0.0.1:2"), Right::Any)), 0, "the port makes no difference");
+        assert_eq!(lines(&caller(from("10.0.0.2:1"), Right::Any)), 10);
+        // Those with a right, and those on this machine, are never left out.
+        assert_eq!(lines(&caller(from("10.0.0.1:1"), Right::Admin)), 100);
+        let local = Origin::Local { pid: 1, uid: 0, gid: 0, path: None };
+        assert_eq!(lines(&caller(local, Right::Any)), 100);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(lines(&caller(from("10.0.0.1:1"), Right::Any)), 10);
+    }
 
     #[test]
     fn timeouts() {

@@ -97,6 +97,12 @@ impl Limiter {
         Ok(())
     }
 
+    /// Takes one token if there is one now.
+    pub fn try_take(&self, subject: Subject) -> bool {
+        let now = Instant::now();
+        self.reserve(subject, 1, now, now).is_ok()
+    }
+
     fn reserve(
         &self,
         subject: Subject,

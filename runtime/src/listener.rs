@@ -62,6 +62,18 @@ pub enum ListenerError {
         /// The path.
         path: PathBuf,
     },
+    /// A folder of the path is somebody else's, where anybody could have made it.
+    #[error(
+        "{} belongs to user {owner}, in a folder where anybody may make files: remove it, or choose a path in which only \
+         root and this process's user may write",
+        path.display()
+    )]
+    ForeignFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// A step of making the socket failed.
     #[error("cannot {step} {}: {source}", path.display())]
     Socket {

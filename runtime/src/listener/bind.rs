@@ -53,8 +53,8 @@ impl Drop for UnixListenerBound {
 /// (and what is missing above it with 0755); an existing one is left as it is.
 ///
 /// # Errors
-/// [`ListenerError::PathTooLong`], [`ListenerError::NotASocket`], [`ListenerError::AlreadyServed`], or
-/// [`ListenerError::Socket`] with the step that failed.
+/// [`ListenerError::PathTooLong`], [`ListenerError::ForeignFolder`], [`ListenerError::NotASocket`],
+/// [`ListenerError::AlreadyServed`], or [`ListenerError::Socket`] with the step that failed.
 pub fn bind_unix(
     path: impl AsRef<Path>,
     mode: u32,
@@ -66,7 +66,9 @@ pub fn bind_unix(
         _ => Path::new("."),
     };
     check_length(path)?;
+    check_owners(folder)?;
     create_folder(folder, dir_mode)?;
+    check_owners(folder)?;
     check_free(path)?;
     let (listener, temporary) = bind_temporary(folder)?;
     let finish = || {
@@ -88,6 +90,31 @@ fn check_length(path: &Path) -> Result<(), ListenerError> {
     let limit = MAX_PATH - TEMPORARY_NAME.saturating_sub(name);
     if length > limit {
         return Err(ListenerError::PathTooLong { path: path.to_owned(), length, limit });
+    }
+    Ok(())
+}
+
+/// Where anybody may make files, such as in `/tmp`, the folders below must be ours or root's: somebody else could have made
+/// them first, and could put another socket in the place of ours, on which clients would believe to find us.
+fn check_owners(folder: &Path) -> Result<(), ListenerError> {
+    const ANYBODY_WRITES: u32 = 0o002;
+    let ours = rustix::process::geteuid().as_raw();
+    let mut above_is_open = false;
+    for path in folder.ancestors().collect::<Vec<_>>().into_iter().rev() {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let metadata = match fs::symlink_metadata(path) {
+            Ok(metadata) => metadata,
+            // What is missing will be made by us; if that cannot be, that will be said then.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(());
+            }
+            Err(error) => return Err(failed("inspect", path)(error)),
+        };
+        let owner = metadata.uid();
+        if above_is_open && owner != 0 && owner != ours {
+            return Err(ListenerError::ForeignFolder { path: path.to_owned(), owner });
+        }
+        above_is_open = metadata.is_dir() && metadata.mode() & ANYBODY_WRITES != 0;
     }
     Ok(())
 }

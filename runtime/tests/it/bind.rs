@@ -98,3 +98,37 @@ fn a_folder_that_cannot_be_made_is_named() {
     let error = bind_unix(folder.path().join("file/below/api.sock"), 0o777, 0o755).unwrap_err().to_string();
     assert!(error.contains("create the folder") && error.contains("file"), "{error}");
 }
+
+/// Whoever made the folder first could put another socket in the place of ours.
+#[test]
+fn folders_that_somebody_else_may_have_made_first_are_refused() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!(
+            "SKIPPED: folders_that_somebody_else_may_have_made_first_are_refused: needs root to give files away"
+        );
+        return;
+    }
+    let open = tempfile::tempdir().unwrap();
+    fs::set_permissions(open.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let foreign = open.path().join("foreign");
+    fs::create_dir(&foreign).unwrap();
+    std::os::unix::fs::chown(&foreign, Some(12345), None).unwrap();
+    for path in ["foreign/api.sock", "foreign/public/api.sock"] {
+        let error = bind_unix(open.path().join(path), 0o777, 0o755).unwrap_err();
+        assert!(matches!(error, ListenerError::ForeignFolder { owner: 12345, .. }), "{error}");
+        assert!(error.to_string().contains(foreign.to_str().unwrap()), "{error}");
+    }
+    // A link counts for what it is and not for what it leads to.
+    let own = open.path().join("own");
+    fs::create_dir(&own).unwrap();
+    let link = open.path().join("link");
+    std::os::unix::fs::symlink(&own, &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(12345), None).unwrap();
+    let error = bind_unix(link.join("api.sock"), 0o777, 0o755).unwrap_err();
+    assert!(matches!(error, ListenerError::ForeignFolder { .. }), "{error}");
+    drop(bind_unix(own.join("api.sock"), 0o777, 0o755).unwrap());
+    drop(bind_unix(open.path().join("new/public/api.sock"), 0o777, 0o755).unwrap());
+    // Where only its owner may write, a folder of somebody else is its owner's choice.
+    fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    drop(bind_unix(foreign.join("api.sock"), 0o777, 0o755).unwrap());
+}

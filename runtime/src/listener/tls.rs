@@ -13,7 +13,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tonic::service::Routes;
 
 use super::accept::Connections;
-use super::connection::{Prefaced, Quota, Server, next_connection_id};
+use super::connection::{Prefaced, Quota, Server, Share, next_connection_id};
 use super::{ConnectionRegistry, Http2Options, ListenerError, Peer, TlsPeer};
 use crate::BoxError;
 use crate::shutdown::Shutdown;
@@ -29,10 +29,13 @@ pub struct TlsOptions {
     pub max_handshakes: usize,
     /// Handshakes that one address may have running, so that one client cannot hold all places.
     pub max_handshakes_per_address: usize,
-    /// Connections that may be open at once.
+    /// Connections that may be open at once. Half of them are for clients that have shown a certificate: whoever has none
+    /// must not keep out those who have.
     pub max_connections: usize,
+    /// Connections without a client certificate that one address may have open.
+    pub max_anonymous_per_address: usize,
     /// After this time a connection takes no new requests, so that clients spread anew over the servers; running streams go on
-    /// without limit. `None` is never.
+    /// without limit, except those of clients without a certificate, which end after as long again. `None` is never.
     pub max_connection_age: Option<Duration>,
     /// The part of `max_connection_age` by which single connections differ from it, 0 to 1.
     pub age_jitter: f64,
@@ -52,6 +55,7 @@ impl Default for TlsOptions {
             max_handshakes: 256,
             max_handshakes_per_address: 128,
             max_connections: 100_000,
+            max_anonymous_per_address: 4096,
             max_connection_age: Some(Duration::from_secs(180)),
             age_jitter: 0.1,
             drain: Duration::from_secs(10),
@@ -88,6 +92,10 @@ where
     let handshakes = Arc::new(Semaphore::new(options.max_handshakes));
     let addresses: Quota<IpAddr> = Quota::new(options.max_handshakes_per_address);
     let connections = Quota::new(options.max_connections);
+    let anonymous = Anonymous {
+        all: Quota::new(options.max_connections.div_ceil(2)),
+        addresses: Quota::new(options.max_anonymous_per_address),
+    };
     let handshake = Arc::new(Handshake { acceptor: TlsAcceptor::from(config), peer_info, options });
     let mut incoming = Connections::new(name, listener, shutdown.clone());
     let outcome = loop {
@@ -108,18 +116,50 @@ where
             () = shutdown.triggered() => break Ok(()),
             permit = Arc::clone(&handshakes).acquire_owned() => permit,
         };
-        let (served, handshake) = (Arc::clone(&server), Arc::clone(&handshake));
+        let (served, handshake, anonymous) = (Arc::clone(&server), Arc::clone(&handshake), anonymous.clone());
         server.spawn(async move {
             let _connection = connection;
             let Some((stream, peer)) = handshake.run(stream, addr, &served).await else { return };
             drop((permit, address));
             let max_age = handshake.max_age(peer.connection_id());
-            served.serve(stream, peer, max_age).await;
+            if is_known(&peer) {
+                return served.serve(stream, peer, max_age).await;
+            }
+            let Some(_place) = anonymous.place(addr.ip()) else {
+                served.refuse(
+                    "too_many_anonymous",
+                    &addr,
+                    &"there are too many connections without a certificate",
+                );
+                return;
+            };
+            match max_age {
+                None => served.serve(stream, peer, None).await,
+                // What it may call takes seconds; an answer that it does not read would otherwise hold the place for ever.
+                Some(age) => drop(tokio::time::timeout(age * 2, served.serve(stream, peer, Some(age))).await),
+            }
         });
     };
     drop(incoming);
     server.drain(handshake.options.drain).await;
     outcome
+}
+
+/// The places of clients without a certificate.
+#[derive(Clone)]
+struct Anonymous {
+    all: Quota<()>,
+    addresses: Quota<IpAddr>,
+}
+
+impl Anonymous {
+    fn place(&self, address: IpAddr) -> Option<(Share<()>, Share<IpAddr>)> {
+        Some((self.all.take(())?, self.addresses.take(address)?))
+    }
+}
+
+fn is_known(peer: &Peer) -> bool {
+    matches!(peer, Peer::Tls(peer) if peer.spiffe_id.is_some())
 }
 
 struct Handshake<F> {

@@ -1,6 +1,7 @@
 //! The runtime against real sockets, signals and limits.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod advisories;
 mod authority;
 mod bind;
 mod descriptors;

@@ -65,16 +65,16 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-struct Served {
+pub(crate) struct Served {
     authority: Authority,
     addr: SocketAddr,
-    echo: Echo,
+    pub(crate) echo: Echo,
     options: TlsOptions,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), ListenerError>>,
 }
 
-async fn serve(change: impl FnOnce(&mut TlsOptions)) -> Served {
+pub(crate) async fn serve(change: impl FnOnce(&mut TlsOptions)) -> Served {
     let authority = Authority::new();
     let (chain, key) = authority.issue(SanType::DnsName("localhost".try_into().unwrap()));
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&authority.roots), provider())
@@ -123,6 +123,13 @@ async fn connect(addr: SocketAddr, config: Arc<ClientConfig>) -> Result<Channel,
             }
         }))
         .await
+}
+
+/// A connection without a certificate, for what a client library would not send.
+pub(crate) async fn connect_raw(served: &Served) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let stream = TcpStream::connect(served.addr).await.unwrap();
+    let connector = TlsConnector::from(served.authority.client(None));
+    connector.connect(ServerName::try_from("localhost").unwrap(), stream).await.unwrap()
 }
 
 fn uri(id: &str) -> SanType {
@@ -215,7 +222,8 @@ async fn who_does_not_speak_http2_behind_tls_is_put_out() {
 #[tokio::test]
 async fn connections_age_without_a_failed_call_or_a_cut_stream() {
     let served = serve(|options| options.max_connection_age = Some(Duration::from_millis(50))).await;
-    let channel = connect(served.addr, served.authority.client(None)).await.unwrap();
+    let identity = served.authority.issue(uri("spiffe://example.org/client"));
+    let channel = connect(served.addr, served.authority.client(Some(identity))).await.unwrap();
     let mut stream = watch(&channel).await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), "first");
     let begin = std::time::Instant::now();
@@ -237,6 +245,42 @@ async fn connections_age_without_a_failed_call_or_a_cut_stream() {
     assert_eq!(stream.next().await.unwrap().unwrap(), "still here");
     drop((stream, channel));
     level(|| served.options.registry.len(), |open| *open == 0).await;
+}
+
+/// Anybody can connect. They must not keep out those who have shown who they are.
+#[tokio::test]
+async fn who_has_no_certificate_gets_a_part_of_the_places_for_a_time() {
+    let served = serve(|options| {
+        options.max_connections = 6;
+        options.max_anonymous_per_address = 2;
+        options.max_connection_age = Some(Duration::from_millis(300));
+    })
+    .await;
+    let open = served.options.registry.clone();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let channel = connect(served.addr, served.authority.client(None)).await.unwrap();
+        let mut stream = watch(&channel).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        held.push((channel, stream));
+    }
+    let third = connect(served.addr, served.authority.client(None)).await;
+    let refused = match third {
+        Ok(channel) => unary(&channel, "x").await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+    let identity = served.authority.issue(uri("spiffe://example.org/client"));
+    let known = connect(served.addr, served.authority.client(Some(identity))).await.unwrap();
+    let mut stream = watch(&known).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    // The streams of the known go on for as long as they like.
+    level(|| open.len(), |open| *open == 1).await;
+    served.echo.text.send_replace("still here".into());
+    assert_eq!(stream.next().await.unwrap().unwrap(), "still here");
+    // There are places again.
+    let channel = connect(served.addr, served.authority.client(None)).await.unwrap();
+    unary(&channel, "x").await.unwrap();
 }
 
 #[tokio::test]

@@ -381,7 +381,9 @@ impl PrivateKey {
         let key = Self { backend, pkcs8: Zeroizing::new(pkcs8.to_vec()), public };
         // The backends compare the halves of EC keys, but let RSA keys pass whose parts do not belong together.
         if curve.is_none() && !key.signs() {
-            return Err(KeyError::Malformed("the RSA private key is damaged: it does not sign for its public key"));
+            return Err(KeyError::Malformed(
+                "the RSA private key is damaged: it does not sign for its public key",
+            ));
         }
         Ok(key)
     }

@@ -114,7 +114,12 @@ async fn receive(mut server: MaintenanceClient<Channel>, to: &Path) -> Result<()
     use std::os::unix::fs::OpenOptionsExt as _;
     let told = |status: tonic::Status| Failure::Server(status.message().to_owned());
     let mut stream = server.backup(BackupRequest {}).await.map_err(told)?.into_inner();
-    let options = File::options().write(true).create(true).truncate(true).mode(0o600).open(to);
+    // What stands there already, a leftover or a file or link that somebody else has put there, is never written to.
+    match fs::remove_file(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::Write(error)),
+        _ => {}
+    }
+    let options = File::options().write(true).create_new(true).mode(0o600).open(to);
     let mut file = options.map_err(Failure::Write)?;
     while let Some(response) = stream.message().await.map_err(told)? {
         file.write_all(&response.data).map_err(Failure::Write)?;

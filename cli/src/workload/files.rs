@@ -88,8 +88,19 @@ pub(crate) fn write_set(folder: &Path, chain: &str, key: &str, roots: &str) -> R
     Ok(())
 }
 
-/// Writes a file that only its owner may read.
+/// Writes a file that only its owner may read. A file that is there already is replaced, for its mode and its owner stay
+/// when it is written to, and others may have it open.
 pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let mut fresh = tempfile::NamedTempFile::new_in(folder).map_err(Failure::file(path))?;
+        fresh.write_all(content).and_then(|()| fresh.as_file().sync_all()).map_err(Failure::file(path))?;
+        fresh.persist(path).map_err(|error| Failure::file(path)(error.error))?;
+        return sync(folder);
+    }
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(path).map_err(Failure::file(path))?;
@@ -129,6 +140,22 @@ mod tests {
         assert_eq!(sets, 1);
         let mode = fs::metadata(path.join("key.pem")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_secret_does_not_go_into_a_file_that_others_can_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let mut opened = File::open(&path).unwrap();
+        write_secret(&path, b"secret").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read(&path).unwrap(), b"secret");
+        let mut seen = String::new();
+        std::io::Read::read_to_string(&mut opened, &mut seen).unwrap();
+        assert_eq!(seen, "old", "who had the old file open reads the old file");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -138,9 +138,13 @@ fn write_partial(
     created_at: Timestamp,
 ) -> Result<u64, StoreError> {
     let fail = |error| StoreError::io(partial, error);
-    // It holds join tokens: nobody else may read it.
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(partial).map_err(fail)?;
+    // It holds join tokens: nobody else may read it. What stands there already, a leftover or a file or link that somebody
+    // else has put there, is never written to.
+    match fs::remove_file(partial) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(fail)?;
     let mut out = BufWriter::new(file);
     out.write_all(MAGIC).map_err(fail)?;
     let head =

@@ -126,7 +126,7 @@ async fn rights_end_with_the_entry_that_gave_them() {
     let admin = server.identity("/admin");
     let channel = server.remote(Some(&admin)).await.unwrap();
     let count = async || {
-        let request = bonafide_proto::spire::server::agent::v1::CountAgentsRequest::default();
+        let request = CountAgentsRequest::default();
         agents(&channel).count_agents(request).await.map(drop)
     };
     assert_eq!(count().await.unwrap_err().code(), Code::PermissionDenied);
@@ -151,7 +151,7 @@ async fn an_admin_with_an_expired_svid_is_no_admin() {
     let server = TestServer::start().await;
     let admin = server.identity("/static-admin");
     let channel = server.remote(Some(&admin)).await.unwrap();
-    let request = || bonafide_proto::spire::server::agent::v1::CountAgentsRequest::default();
+    let request = || CountAgentsRequest::default();
     agents(&channel).count_agents(request()).await.unwrap();
     server.clock.advance(std::time::Duration::from_secs(3601));
     let status = agents(&channel).count_agents(request()).await.unwrap_err();
@@ -162,7 +162,7 @@ async fn an_admin_with_an_expired_svid_is_no_admin() {
 fn foreign(authority: &bonafide_testkit::TestAuthority, id: &str) -> Identity {
     let id = bonafide_identity::SpiffeId::parse(id).unwrap();
     let leaf = authority.issue(&id);
-    let key = std::sync::Arc::new(bonafide_pki::PrivateKey::from_pkcs8_der(&leaf.pkcs8).unwrap());
+    let key = std::sync::Arc::new(PrivateKey::from_pkcs8_der(&leaf.pkcs8).unwrap());
     Identity { id, chain: leaf.chain, key }
 }
 

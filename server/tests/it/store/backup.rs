@@ -49,6 +49,31 @@ fn a_backup_restores_into_every_driver() {
     });
 }
 
+/// A backup holds join tokens. Who put a file or a link in its way gets none of it.
+#[test]
+fn a_backup_is_not_written_into_what_stands_there() {
+    each(&ON_DISK[..1], async |driver, folder| {
+        let (store, _) = open(driver, folder.path()).unwrap();
+        store.write(|unit| unit.token_create(&token("t")).map(drop)).await.unwrap();
+        let (file, partial) = (folder.path().join("backup"), folder.path().join("backup.partial"));
+        let elsewhere = folder.path().join("elsewhere");
+        fs::write(&elsewhere, "precious").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &partial).unwrap();
+        store.backup(&file).await.unwrap();
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"precious");
+
+        fs::write(&partial, "").unwrap();
+        fs::set_permissions(&partial, fs::Permissions::from_mode(0o644)).unwrap();
+        let mut opened = fs::File::open(&partial).unwrap();
+        store.backup(&file).await.unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut seen = Vec::new();
+        std::io::Read::read_to_end(&mut opened, &mut seen).unwrap();
+        assert!(seen.is_empty());
+        store.close().await;
+    });
+}
+
 /// Each write changes two records together; a backup taken at any moment has them equal.
 #[test]
 fn a_backup_under_load_is_of_one_moment() {

@@ -35,6 +35,10 @@ pub mod names {
     pub const BUNDLES: &str = "bonafide_server_bundles";
     /// Position in the change log.
     pub const EPOCH: &str = "bonafide_server_store_epoch";
+    /// How long the store took to make a group of writes durable.
+    pub const STORE_COMMIT_SECONDS: &str = "bonafide_server_store_commit_seconds";
+    /// Writes to the store.
+    pub const STORE_WRITES: &str = "bonafide_server_store_writes_total";
     /// End of an authority.
     pub const AUTHORITY_NOT_AFTER: &str = "bonafide_server_authority_not_after_seconds";
     /// Connections that the server closed because the peer lost its standing.
@@ -102,6 +106,20 @@ pub const METRICS: &[MetricDoc] = &[
     doc(names::AGENTS, MetricKind::Gauge, "", &[], "Attested agents, banned ones included."),
     doc(names::BUNDLES, MetricKind::Gauge, "", &[], "Trust bundles, this trust domain's own included."),
     doc(names::EPOCH, MetricKind::Gauge, "", &[], "Position in the change log: grows with each change."),
+    doc(
+        names::STORE_COMMIT_SECONDS,
+        MetricKind::Histogram,
+        "seconds",
+        &[],
+        "How long the store took to make a group of writes durable.",
+    ),
+    doc(
+        names::STORE_WRITES,
+        MetricKind::Counter,
+        "",
+        &["result"],
+        "Writes to the store: `ok`, or `failed` for want of space or by an error of the disk.",
+    ),
     doc(
         names::AUTHORITY_NOT_AFTER,
         MetricKind::Gauge,

@@ -30,6 +30,7 @@ use super::record::{self, Table, Tally};
 use super::snapshot::Snapshot;
 use super::state::{KEPT_CHANGES, State};
 use super::unit::{Overlay, Unit};
+use crate::status::names;
 
 /// Most writes in one commit.
 const GROUP_WRITES: usize = 1024;
@@ -269,7 +270,8 @@ impl Writer {
                 };
             }
         }
-        let committed = if group.payloads.is_empty() { Ok(()) } else { self.commit(group) };
+        let committed =
+            if group.payloads.is_empty() { Ok(()) } else { self.measured_commit(group, jobs.len()) };
         match committed {
             Ok(()) => jobs.into_iter().for_each(|job| job.finish(Ok(()))),
             Err(error) => {
@@ -282,6 +284,15 @@ impl Writer {
             self.database = None;
         }
         permits
+    }
+
+    fn measured_commit(&mut self, group: Overlay, writes: usize) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let committed = self.commit(group);
+        metrics::histogram!(names::STORE_COMMIT_SECONDS).record(begun.elapsed().as_secs_f64());
+        let result = if committed.is_ok() { "ok" } else { "failed" };
+        metrics::counter!(names::STORE_WRITES, "result" => result).increment(writes as u64);
+        committed
     }
 
     /// Makes a group durable and visible.

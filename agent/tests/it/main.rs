@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may fail like tests")]
 
 mod admin;
+mod advisories;
 mod bootstrap;
 mod documents;
 mod fake_server;

@@ -186,3 +186,36 @@ fn concatenated_certificates_are_taken_apart() {
     let held = TrustRoots::from_der([&one[..]]).unwrap();
     assert_eq!(held.certificates().collect::<Vec<_>>(), [&one[..]]);
 }
+
+/// CVE-2024-24783 (Go): a certificate with a key of an unknown kind ended the process that verified it.
+#[test]
+fn advisory_keys_of_unknown_kinds_are_refused_and_nothing_more() {
+    let Some(openssl) = OpenSsl::find("advisory_keys_of_unknown_kinds_are_refused_and_nothing_more") else {
+        return;
+    };
+    let (ca, _) = openssl.ca(
+        "/CN=ca",
+        "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\nsubjectKeyIdentifier=hash",
+    );
+    let now =
+        bonafide_pki::inspect(&ca).unwrap().not_before.saturating_add(std::time::Duration::from_secs(60));
+    let trusted = Arc::new(TrustRoots::from_der([&ca[..]]).unwrap());
+    openssl.must("genpkey -algorithm ed448 -out odd-key.pem");
+    openssl.must(
+        "req -x509 -new -key odd-key.pem -subj /CN=odd -days 30 \
+         -addext subjectAltName=URI:spiffe://example.org/a -addext basicConstraints=critical,CA:FALSE \
+         -outform DER -out odd.der",
+    );
+    let odd = openssl.read("odd.der");
+    assert_eq!(bonafide_pki::inspect(&odd).unwrap().public_key, None);
+    let roots = |_: &_| Some(trusted.clone());
+    for chain in [vec![odd.clone()], vec![odd.clone(), ca.clone()], vec![odd.clone(), odd.clone()]] {
+        verify_svid_chain(&chain, &roots, now).unwrap_err();
+    }
+    // As an authority it vouches for nobody.
+    let odd_roots = TrustRoots::from_der([&odd[..]]);
+    if let Ok(odd_roots) = odd_roots {
+        let odd_roots = Arc::new(odd_roots);
+        verify_svid_chain(std::slice::from_ref(&odd), &|_| Some(odd_roots.clone()), now).unwrap_err();
+    }
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bonafide_identity::{Bundle as TrustBundle, Entry, TrustDomain};
-use bonafide_pki::{PublicKey, inspect};
+use bonafide_pki::{PublicKey, TrustRoots};
 use bonafide_proto::convert::{self, AuthorityChecks};
 use bonafide_proto::spire::server::bundle::v1 as pb;
 use bonafide_proto::spire::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
@@ -410,7 +410,9 @@ type Outcome<T> = Result<T, types::Status>;
 
 fn with_checks<T>(read: impl FnOnce(&AuthorityChecks<'_>) -> T) -> T {
     read(&AuthorityChecks {
-        x509: &|der| inspect(der).map(drop).map_err(|error| error.to_string()),
+        // One that verification cannot use would cost the whole trust domain its trust: it is refused here, where somebody
+        // reads why.
+        x509: &|der| TrustRoots::from_der([der]).map(drop).map_err(|error| error.to_string()),
         public_key: &|spki| PublicKey::from_spki_der(spki).map(drop).map_err(|error| error.to_string()),
     })
 }

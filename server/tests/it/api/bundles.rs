@@ -97,6 +97,28 @@ async fn anybody_may_have_the_own_bundle_through_a_mask() {
     assert_eq!(some, types::Bundle { jwt_authorities: all.jwt_authorities, ..empty });
 }
 
+/// A certificate with the same extension twice can be read, and verifies nothing.
+#[tokio::test]
+async fn an_authority_that_verification_cannot_use_is_refused() {
+    let server = TestServer::start().await;
+    let authority = server.federated("other.org").await;
+    let id = bonafide_identity::SpiffeId::parse("spiffe://other.org/a").unwrap();
+    let odd = authority.issue_with(&id, |params| {
+        let usage = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 1, 6]);
+        params.custom_extensions.push(usage);
+    });
+    bonafide_pki::inspect(&odd.chain[0]).expect("it can be read");
+    let asn1 = odd.chain[0].clone().into();
+    let request = pb::AppendBundleRequest {
+        x509_authorities: vec![types::X509Certificate { asn1, tainted: false }],
+        ..pb::AppendBundleRequest::default()
+    };
+    let refused = BundleClient::new(server.local().await).append_bundle(request).await.map(drop);
+    assert_eq!(refused.expect_err("refused").code(), Code::InvalidArgument);
+    // Agents are still let in.
+    server.agent().await;
+}
+
 #[tokio::test]
 async fn appending_adds_what_is_new() {
     let server = TestServer::start().await;

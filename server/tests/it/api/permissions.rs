@@ -321,7 +321,7 @@ async fn advisory_an_agent_gets_no_identity_but_its_own() {
     for claimed in ["/other", "/spire/server", "/spire/agent/x", "/mine"] {
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let csr = agent_csr(&key, Some(&id(claimed))).unwrap();
-        let params = vec![NewX509svidParams { entry_id: "mine".to_owned(), csr: csr.into() }];
+        let params = vec![NewX509svidParams { entry_id: "mine".to_owned(), csr }];
         let response = client.batch_new_x509svid(BatchNewX509svidRequest { params }).await.unwrap();
         let svid = response.into_inner().results.remove(0).svid.unwrap();
         assert_eq!(inspect(&svid.cert_chain[0]).unwrap().uris, ["spiffe://example.org/mine"], "{claimed}");
@@ -329,7 +329,7 @@ async fn advisory_an_agent_gets_no_identity_but_its_own() {
     for entry in ["other", "orphan", "", "no such"] {
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let csr = agent_csr(&key, Some(&id("/mine"))).unwrap();
-        let params = vec![NewX509svidParams { entry_id: entry.to_owned(), csr: csr.into() }];
+        let params = vec![NewX509svidParams { entry_id: entry.to_owned(), csr }];
         let response = client.batch_new_x509svid(BatchNewX509svidRequest { params }).await.unwrap();
         let result = response.into_inner().results.remove(0);
         assert!(result.svid.is_none() && result.status.unwrap().code != 0, "{entry:?}");

@@ -1,6 +1,9 @@
 //! The whole system, judged from outside: the command line, other people's clients, time.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says why by panicking")]
+
 mod demo;
+mod durability;
 mod interop;
 mod lifecycle;
 mod rotation;

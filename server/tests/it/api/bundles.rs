@@ -108,7 +108,7 @@ async fn an_authority_that_verification_cannot_use_is_refused() {
         params.custom_extensions.push(usage);
     });
     bonafide_pki::inspect(&odd.chain[0]).expect("it can be read");
-    let asn1 = odd.chain[0].clone().into();
+    let asn1 = odd.chain[0].clone();
     let request = pb::AppendBundleRequest {
         x509_authorities: vec![types::X509Certificate { asn1, tainted: false }],
         ..pb::AppendBundleRequest::default()

@@ -303,6 +303,8 @@ fn serve(
     drain: Duration,
 ) {
     let shutdown = tasks.shutdown().clone();
-    let options = UnixOptions { name, drain, ..UnixOptions::default() };
+    // Far beyond what processes of one user need, and too little to take the agent's memory from everybody else.
+    let mut options = UnixOptions { name, drain, max_connections_per_user: 1024, ..UnixOptions::default() };
+    options.http2.max_concurrent_streams = 128;
     tasks.spawn(name, async move { Ok(serve_unix(socket, routes, options, shutdown).await?) });
 }

@@ -155,7 +155,7 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "workload_attestor.unix.workload_size_limit",
         NUMBER,
-        Is("0"),
+        Is("1073741824"),
         "The largest executable, in bytes, that gets a `unix:sha256` selector; 0 is no limit, -1 is none at all.",
     ),
 ];

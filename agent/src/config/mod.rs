@@ -19,7 +19,7 @@ pub use keys::reference;
 use raw::Raw;
 
 use crate::server_client::ServerAddress;
-use crate::workload_attestor::unix::UnixConfig;
+use crate::workload_attestor::unix::{DEFAULT_SIZE_LIMIT, UnixConfig};
 
 /// A checked configuration.
 #[derive(Debug, Clone)]
@@ -198,7 +198,7 @@ impl Config {
                 svid: svid?,
                 workload_attestors: vec![WorkloadAttestorConfig::Unix(UnixConfig {
                     discover_workload_path: unix.discover_workload_path.unwrap_or(false),
-                    workload_size_limit: unix.workload_size_limit.unwrap_or(0),
+                    workload_size_limit: unix.workload_size_limit.unwrap_or(DEFAULT_SIZE_LIMIT),
                 })],
             })
         })();

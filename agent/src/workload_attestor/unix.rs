@@ -22,12 +22,13 @@ use bonafide_identity::{Selector, Timestamp};
 use bonafide_pki::digest::Sha256;
 use bonafide_runtime::clock::SharedClock;
 use nix::unistd::{Gid, Group, Uid, User};
+use tokio::sync::Semaphore;
 
 use super::{AttestError, WorkloadAttestor};
 use crate::caller::{PinnedCaller, status_line};
 
 /// What the attestor looks at beyond user and groups.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixConfig {
     /// Adds `path` and `sha256`. The agent then needs the right to look at other users' processes.
     pub discover_workload_path: bool,
@@ -35,19 +36,32 @@ pub struct UnixConfig {
     pub workload_size_limit: i64,
 }
 
+impl Default for UnixConfig {
+    fn default() -> Self {
+        Self { discover_workload_path: false, workload_size_limit: DEFAULT_SIZE_LIMIT }
+    }
+}
+
+/// The largest executable that gets a `sha256` selector unless the configuration says otherwise. A process may run from a
+/// sparse file of any size, and without a limit would keep a processor busy for as long as it likes.
+pub const DEFAULT_SIZE_LIMIT: i64 = 1 << 30;
+
 /// The attestor of type `unix`.
 pub struct Unix {
     config: UnixConfig,
     clock: SharedClock,
     names: Arc<Names>,
     digests: Arc<Mutex<HashMap<FileState, String>>>,
+    /// Places for reading executables: however many callers there are, they do not take all threads and disks.
+    readers: Arc<Semaphore>,
 }
 
 impl Unix {
     /// An attestor with an empty memory of names and digests.
     #[must_use]
     pub fn new(config: UnixConfig, clock: SharedClock) -> Self {
-        Self { config, clock, names: Arc::default(), digests: Arc::default() }
+        let readers = Arc::new(Semaphore::new(READERS));
+        Self { config, clock, names: Arc::default(), digests: Arc::default(), readers }
     }
 
     async fn executable(&self, caller: &PinnedCaller, values: &mut Vec<String>) -> Result<(), AttestError> {
@@ -78,8 +92,15 @@ impl Unix {
             None => {
                 let now = self.clock.now();
                 let digests = Arc::clone(&self.digests);
-                tokio::task::spawn_blocking(move || {
-                    let digest = hash(&file, &state).map_err(AttestError::Executable)?;
+                let place =
+                    Arc::clone(&self.readers).acquire_owned().await.map_err(|_| AttestError::Stopped)?;
+                // Lives as long as this future: whoever hangs up does not leave a reader at work.
+                let asking = Arc::new(());
+                let asked = Arc::downgrade(&asking);
+                let digest = tokio::task::spawn_blocking(move || {
+                    let _place = place;
+                    let digest =
+                        hash(&file, &state, || asked.strong_count() == 0).map_err(AttestError::Executable)?;
                     if state.at_rest(now) {
                         let mut digests = digests.lock().unwrap_or_else(PoisonError::into_inner);
                         if digests.len() >= MAX_DIGESTS {
@@ -90,7 +111,9 @@ impl Unix {
                     Ok::<_, AttestError>(digest)
                 })
                 .await
-                .map_err(|_| AttestError::Stopped)??
+                .map_err(|_| AttestError::Stopped)??;
+                drop(asking);
+                digest
             }
         };
         values.push(format!("sha256:{digest}"));
@@ -232,10 +255,13 @@ impl FileState {
     }
 }
 
-fn hash(mut file: &File, state: &FileState) -> io::Result<String> {
+fn hash(mut file: &File, state: &FileState, abandoned: impl Fn() -> bool) -> io::Result<String> {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
     loop {
+        if abandoned() {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
         let read = match file.read(&mut buffer) {
             Ok(0) => break,
             Ok(read) => read,
@@ -253,6 +279,7 @@ fn hash(mut file: &File, state: &FileState) -> io::Result<String> {
 const KIND: &str = "unix";
 const NAMES_KEPT: Duration = Duration::from_secs(5);
 const MAX_DIGESTS: usize = 1024;
+const READERS: usize = 4;
 const REST: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
@@ -371,6 +398,14 @@ mod tests {
             assert!(found.iter().any(|value| value.starts_with("path:")), "{found:?}");
         }
         stop(child);
+    }
+
+    #[test]
+    fn a_reader_stops_when_nobody_waits() {
+        let file = File::open("/bin/sleep").unwrap();
+        let state = FileState::of(&file.metadata().unwrap());
+        assert!(hash(&file, &state, || true).is_err());
+        assert_eq!(hash(&file, &state, || false).unwrap().len(), 64);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use bonafide_agent::agent::{Agent, Overrides};
 use bonafide_agent::config::Config;
 use bonafide_runtime::BoxError;
-use bonafide_runtime::listener::raise_descriptor_limit;
+use bonafide_runtime::listener::{forbid_core_dumps, raise_descriptor_limit};
 use bonafide_runtime::shutdown::{Shutdown, on_signals};
 use bonafide_runtime::tasks::chain;
 use bonafide_runtime::telemetry::{FATAL, init_logging, metrics, reopen_on_signal};
@@ -76,6 +76,7 @@ fn validate(file: ConfigFile) -> Result<(), BoxError> {
 }
 
 fn run(file: ConfigFile) -> Result<(), BoxError> {
+    forbid_core_dumps()?;
     let config = Config::load(&file.config)?;
     let log = init_logging(config.log.clone())?;
     // Most of the agent waits; two threads are plenty and keep it small.

@@ -32,7 +32,7 @@ use thiserror::Error;
 use crate::telemetry::{MetricDoc, MetricKind, Stability};
 
 pub use bind::{UnixListenerBound, bind_unix};
-pub use limits::{DescriptorLimit, raise_descriptor_limit};
+pub use limits::{DescriptorLimit, forbid_core_dumps, raise_descriptor_limit};
 pub use registry::{CloseMode, ConnectionRegistry};
 pub use tls::{TlsOptions, serve_tls};
 pub use unix::{UnixOptions, serve_unix};
@@ -95,6 +95,9 @@ pub enum ListenerError {
     /// The limit on descriptors could not be read or raised.
     #[error("cannot raise the limit on file descriptors: {0}")]
     DescriptorLimit(io::Error),
+    /// Core dumps could not be forbidden.
+    #[error("cannot forbid core dumps: {0}")]
+    CoreLimit(io::Error),
 }
 
 /// The process at the other end of a Unix socket, as the kernel vouched for it when it connected.

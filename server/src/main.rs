@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bonafide_pki::{Random, SystemRandom};
 use bonafide_runtime::BoxError;
 use bonafide_runtime::clock::{Clock as _, SystemClock};
-use bonafide_runtime::listener::raise_descriptor_limit;
+use bonafide_runtime::listener::{forbid_core_dumps, raise_descriptor_limit};
 use bonafide_runtime::shutdown::on_signals;
 use bonafide_runtime::tasks::chain;
 use bonafide_runtime::telemetry::init_logging;
@@ -81,6 +81,7 @@ fn main() -> ExitCode {
 }
 
 fn run(path: &Path) -> Result<(), BoxError> {
+    forbid_core_dumps()?;
     let config = Config::load(path)?;
     let log = init_logging(config.log.clone())?;
     for warning in config.warnings() {

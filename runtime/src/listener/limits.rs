@@ -1,4 +1,4 @@
-//! The limit on file descriptors.
+//! Limits of the process: file descriptors, and core dumps.
 
 use std::io;
 
@@ -27,4 +27,24 @@ pub fn raise_descriptor_limit() -> Result<DescriptorLimit, ListenerError> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
     }
     Ok(DescriptorLimit { before, now: hard.max(before) })
+}
+
+/// Forbids core dumps for good: the image of a process that holds signing keys must not end up in a file. Wiping keys when
+/// they are dropped does not help there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forbid_core_dumps() -> Result<(), ListenerError> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| ListenerError::CoreLimit(io::Error::from(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_core_is_dumped_any_more() {
+        forbid_core_dumps().unwrap();
+        assert_eq!(getrlimit(Resource::RLIMIT_CORE).unwrap(), (0, 0));
+    }
 }

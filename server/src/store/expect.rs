@@ -15,9 +15,9 @@
 //! Layout: two slots of [`SLOT`] bytes, written in turn, each with its own checksum: a write that a power cut tears
 //! leaves the other. The file is also what is locked against a second process.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,13 @@ pub(super) fn path_for(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// What that file is called until it is whole.
+fn unfinished_for(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".unfinished");
+    name.into()
+}
+
 impl ExpectFile {
     /// Opens and locks the file that belongs to the database at `store`. `None` when there is none.
     pub(super) fn open(store: &Path) -> Result<Option<(Self, Expected)>, StoreError> {
@@ -92,22 +99,39 @@ impl ExpectFile {
     }
 
     /// Makes the file for a new database; it is on the disk when this returns.
+    ///
+    /// It gets its name when it is whole: a process that is killed on the way leaves a file of another name, which the
+    /// next one writes anew, and never half of an expected state. Of two that make it at once the lock lets one go on.
     pub(super) fn create(store: &Path, expected: &Expected) -> Result<Self, StoreError> {
         let path = path_for(store);
+        let unfinished = unfinished_for(&path);
         let fail = |error| StoreError::io(&path, error);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
-            .create_new(true)
+            .create(true)
+            .truncate(false)
             .mode(0o600)
-            .open(&path)
+            .open(&unfinished)
             .map_err(fail)?;
         lock(&file, store)?;
+        // Somebody else may have finished between our opening and our locking: then what we hold is theirs.
+        let ours = file.metadata().map_err(fail)?;
+        let named = fs::symlink_metadata(&unfinished);
+        if !named.is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino()))
+            || fs::symlink_metadata(&path).is_ok()
+        {
+            return Err(StoreError::Busy { path: store.to_owned() });
+        }
         // Both slots have their place on the disk from now on: later writes need no space.
         let mut content = vec![0; SLOT as usize + SLOT_LEN];
         content[..SLOT_LEN].copy_from_slice(&encode(expected));
         content[SLOT as usize..].copy_from_slice(&encode(expected));
-        file.write_all(&content).and_then(|()| file.sync_all()).map_err(fail)?;
+        file.set_len(0)
+            .and_then(|()| file.write_all(&content))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs::rename(&unfinished, &path))
+            .map_err(fail)?;
         sync_parent(&path)?;
         Ok(Self { file, path, next_slot: 0, dirty_since: None })
     }
@@ -221,6 +245,35 @@ mod tests {
         let path = folder.path().join("db");
         let _file = ExpectFile::create(&path, &at(0)).unwrap();
         assert!(matches!(ExpectFile::open(&path), Err(StoreError::Busy { .. })));
+    }
+
+    #[test]
+    fn what_a_killed_maker_left_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let unfinished = unfinished_for(&path_for(&path));
+        for left in [&b""[..], &encode(&at(9)), &[0; 9000]] {
+            std::fs::write(&unfinished, left).unwrap();
+            assert!(read(&path).unwrap().is_none(), "what is not whole has no name");
+            drop(ExpectFile::create(&path, &at(0)).unwrap());
+            assert!(!unfinished.exists());
+            assert_eq!(read(&path).unwrap(), Some(at(0)));
+            std::fs::remove_file(path_for(&path)).unwrap();
+        }
+    }
+
+    #[test]
+    fn of_two_makers_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db");
+        let first = File::create(unfinished_for(&path_for(&path))).unwrap();
+        lock(&first, &path).unwrap();
+        assert!(matches!(ExpectFile::create(&path, &at(0)), Err(StoreError::Busy { .. })));
+        drop(first);
+        let made = ExpectFile::create(&path, &at(0)).unwrap();
+        assert!(matches!(ExpectFile::create(&path, &at(1)), Err(StoreError::Busy { .. })));
+        drop(made);
+        assert_eq!(read(&path).unwrap(), Some(at(0)), "the refused one left it alone");
     }
 
     #[test]

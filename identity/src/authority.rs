@@ -197,13 +197,13 @@ pub enum SlotError {
     #[error("unexpected authority ID")]
     UnexpectedAuthorityId,
     /// Activation of something that is not prepared.
-    #[error("only Prepared authorities can be activated: {}", status_text(.0))]
+    #[error("only Prepared authorities can be activated: unsupported local authority status: {}", status_text(.0))]
     NotPrepared(Option<SlotStatus>),
     /// The active authority cannot be tainted.
     #[error("unable to taint current local authority")]
     TaintCurrent,
     /// Only an old authority can be tainted.
-    #[error("only Old local authorities can be tainted: {0}")]
+    #[error("only Old local authorities can be tainted: unsupported local authority status: {0}")]
     TaintNotOld(SlotStatus),
     /// The authority is tainted already.
     #[error("authority is already tainted")]
@@ -614,7 +614,10 @@ mod tests {
         assert_eq!(slots.activate("x"), Err(SlotError::UnexpectedAuthorityId));
         let mut slots = rotated();
         let error = slots.activate("a").unwrap_err();
-        assert_eq!(error.to_string(), "only Prepared authorities can be activated: OLD");
+        assert_eq!(
+            error.to_string(),
+            "only Prepared authorities can be activated: unsupported local authority status: OLD"
+        );
         assert_eq!(AuthoritySlots::new().activate_prepared(), Err(SlotError::NotPrepared(None)));
     }
 

@@ -18,16 +18,17 @@ pub enum DnsNameError {
     /// A label has more than 63 bytes.
     #[error("label \"{0}\" is longer than 63 bytes")]
     LabelTooLong(String),
-    /// A label holds something other than letters, digits and inner hyphens.
-    #[error("label \"{0}\" may hold only letters, digits and hyphens, and hyphens only inside")]
+    /// A label holds something other than letters, digits, underscores and inner hyphens.
+    #[error("label \"{0}\" may hold only letters, digits, underscores and hyphens, and hyphens only inside")]
     Label(String),
     /// A `*` that is not the whole first label, or has no label after it.
     #[error("wildcard must be the whole first label and be followed by another label")]
     Wildcard,
 }
 
-/// A DNS name: ASCII letters-digits-hyphen labels of 1 to 63 bytes, at most 255 bytes in all, no trailing dot; the
-/// first label may be `*`. Case is kept as given.
+/// A DNS name: ASCII labels of letters, digits and hyphens, 1 to 63 bytes long, at most 255 bytes in all, no trailing
+/// dot; the first label may be `*`. Case is kept as given. Underscores are no part of a host name, but names of services
+/// hold them and SPIRE takes them, so they are accepted too.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DnsName(Box<str>);
 
@@ -87,7 +88,7 @@ fn check_label(label: &str) -> Result<(), DnsNameError> {
     if label.len() > 63 {
         return Err(DnsNameError::LabelTooLong(label.into()));
     }
-    let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
     if !inner || label.starts_with('-') || label.ends_with('-') {
         return Err(DnsNameError::Label(label.into()));
     }
@@ -115,9 +116,16 @@ mod tests {
     #[test]
     fn label_rules() {
         let longest = [&"a".repeat(63), &"b".repeat(63), &"c".repeat(63), &*"d".repeat(63)].join(".");
-        for good in
-            ["a", "example.org", "A-b.9", "*.example.org", "xn--bcher-kva.example", "1.2.3.4", &longest]
-        {
+        for good in [
+            "a",
+            "example.org",
+            "A-b.9",
+            "*.example.org",
+            "xn--bcher-kva.example",
+            "1.2.3.4",
+            "a_b._tcp",
+            &longest,
+        ] {
             assert_eq!(DnsName::parse(good).unwrap().as_str(), good);
         }
         for (bad, why) in [
@@ -133,7 +141,6 @@ mod tests {
             ("*.*.b", DnsNameError::Wildcard),
             ("-a.b", DnsNameError::Label("-a".into())),
             ("a-.b", DnsNameError::Label("a-".into())),
-            ("a_b", DnsNameError::Label("a_b".into())),
             ("bücher.example", DnsNameError::Label("bücher".into())),
             ("a b", DnsNameError::Label("a b".into())),
             (&"a".repeat(64), DnsNameError::LabelTooLong("a".repeat(64))),

@@ -282,7 +282,15 @@ fn selectors(wire: &types::Entry) -> Result<SelectorSet, ConvertError> {
 }
 
 fn dns_names(wire: &types::Entry) -> Result<Box<[DnsName]>, ConvertError> {
-    wire.dns_names.iter().map(|name| DnsName::parse(name).map_err(ConvertError::DnsName)).collect()
+    let mut names: Vec<DnsName> = Vec::with_capacity(wire.dns_names.len());
+    for name in &wire.dns_names {
+        let name = DnsName::parse(name).map_err(ConvertError::DnsName)?;
+        // In their order, since the first becomes the common name; a name that stands twice says nothing.
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    Ok(names.into())
 }
 
 fn federates_with(wire: &types::Entry) -> Result<Box<[TrustDomain]>, ConvertError> {

@@ -35,7 +35,10 @@ impl EntryFilter {
         self.spiffe_id.as_ref().is_none_or(|id| *id == entry.spiffe_id)
             && self.parent_id.as_ref().is_none_or(|id| *id == entry.parent_id)
             && self.selectors.as_ref().is_none_or(|(given, how)| entry.selectors.matches(given, *how))
-            && self.federates_with.as_ref().is_none_or(|(given, how)| how.holds(&entry.federates_with, given))
+            && self.federates_with.as_ref().is_none_or(|(given, how)| {
+                // An entry that federates with nobody is found by no comparison, not even as a subset.
+                !entry.federates_with.is_empty() && how.holds(&entry.federates_with, given)
+            })
             && self.hint.as_ref().is_none_or(|hint| **hint == *entry.hint)
             && (!self.downstream || entry.downstream)
     }

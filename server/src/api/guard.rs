@@ -191,13 +191,24 @@ where
     }
 }
 
+/// As grpc-go says it: clients of SPIRE tell an older server from a broken one by the code, people by the text.
+fn unknown(path: &str, service_is_here: bool) -> Status {
+    Status::unimplemented(match path.trim_start_matches('/').split_once('/') {
+        Some((service, method)) if service_is_here => {
+            format!("unknown method {method} for service {service}")
+        }
+        Some((service, _)) => format!("unknown service {service}"),
+        None => format!("malformed method name: {path:?}"),
+    })
+}
+
 async fn serve<S>(gate: &Arc<Gate>, inner: &mut S, mut request: http::Request<Body>) -> http::Response<Body>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
 {
     let begun = Instant::now();
     let Some((index, rule)) = table::rule(request.uri().path()) else {
-        return Status::unimplemented("").into_http();
+        return unknown(request.uri().path(), true).into_http();
     };
     let Some(peer) = request.extensions().get::<Arc<Peer>>().cloned() else {
         return Status::internal("the connection has no peer information").into_http();
@@ -454,7 +465,8 @@ impl Services {
     /// A method of one of the services has no row in the permission table.
     pub fn routes(self) -> Result<Routes, Incomplete> {
         table::check(self.names)?;
-        Ok(self.routes.routes().prepare())
+        let nowhere = |uri: http::Uri| async move { unknown(uri.path(), false).into_http::<Body>() };
+        Ok(Routes::from(self.routes.routes().into_axum_router().fallback(nowhere)).prepare())
     }
 }
 

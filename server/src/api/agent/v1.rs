@@ -261,7 +261,7 @@ impl Agent for Service {
         let node = call.agent()?;
         let version = request.into_inner().agent_version;
         if version.chars().count() > MAX_VERSION {
-            let text = format!("agent version is too long, max length is {MAX_VERSION} characters");
+            let text = format!("agent version is too long (max {MAX_VERSION} characters)");
             return Err(Status::invalid_argument(text));
         }
         if version != node.agent_version {

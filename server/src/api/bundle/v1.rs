@@ -322,7 +322,8 @@ impl pb::bundle_server::Bundle for Service {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let mode = Mode::try_from(request.mode)
-            .map_err(|_| Status::invalid_argument(format!("unhandled delete mode \"{}\"", request.mode)))?;
+            .map_err(|_| format!("failed to parse deletion mode: unhandled delete mode \"{}\"", request.mode))
+            .map_err(Status::invalid_argument)?;
         let items: Vec<_> = request.trust_domains.iter().map(|name| self.foreign(name, OWN)).collect();
         let outcomes =
             self.batch(&call, items, "failed to delete federated bundle", move |unit, item| match item {

@@ -31,7 +31,15 @@ impl Service {
     fn info(&self, now: Timestamp) -> Result<GetInfoResponse, Status> {
         let context = &self.context;
         let svid = context.server_svid.current();
-        let svid_chain = svid.iter().flat_map(|svid| svid.chain()).map(|der| {
+        let bundle = context.state.bundle(&context.td);
+        // Up to and with the root, as SPIRE shows it.
+        let last = svid.iter().flat_map(|svid| svid.chain()).last().map(inspect);
+        let root = bundle.iter().flat_map(|bundle| &bundle.x509_authorities).find(|root| {
+            let issuer = last.as_ref().and_then(|last| last.as_ref().ok()?.aki.clone());
+            issuer.is_some() && inspect(&root.certificate).is_ok_and(|root| root.ski == issuer)
+        });
+        let chain = svid.iter().flat_map(|svid| svid.chain());
+        let svid_chain = chain.chain(root.map(|root| &root.certificate[..])).map(|der| {
             let info = inspect(der).map_err(|error| Status::internal(error.to_string()))?;
             Ok(Cert {
                 id: info.spiffe_id.as_ref().map(spiffe_id_to_wire),
@@ -39,12 +47,11 @@ impl Service {
                 subject: info.subject,
             })
         });
-        let own = usize::from(context.state.bundle(&context.td).is_some());
         Ok(GetInfoResponse {
             svid_chain: svid_chain.collect::<Result<_, Status>>()?,
             uptime: i32::try_from(now.saturating_since(context.started_at).as_secs()).unwrap_or(i32::MAX),
             agents_count: count(context.state.nodes().len()),
-            federated_bundles_count: count(context.state.bundles().len() - own),
+            federated_bundles_count: count(context.state.bundles().len()),
             entries_count: count(context.state.with_entries(EntryIndex::len)),
         })
     }

@@ -340,5 +340,5 @@ fn delete(unit: &mut Unit<'_>, id: &str) -> Result<types::Status, StoreError> {
 /// An entry can only federate with trust domains whose bundle is there.
 fn missing_bundle(unit: &Unit<'_>, entry: &DomainEntry, what: &str) -> Option<types::Status> {
     let missing = entry.federates_with.iter().find(|name| unit.bundle(name).is_none())?;
-    Some(status(Code::Internal, format!("{what}: unable to find federated bundle \"{missing}\"")))
+    Some(status(Code::Internal, format!("{what}: unable to find federated bundle \"spiffe://{missing}\"")))
 }

@@ -203,10 +203,9 @@ impl pb::svid_server::Svid for Service {
             return Err(Status::unimplemented(JWT_DISABLED));
         }
         let now = self.clock.now();
+        // Unlike in a batch, no ID at all is the ID of no entry.
         let entry = self.entitled(call.agent()?, std::iter::once(request.entry_id.as_str())).pop();
-        let entry = entry
-            .unwrap_or_else(|| Err(convert::status(Code::NotFound, NOT_ENTITLED)))
-            .map_err(|status| Status::new(Code::from_i32(status.code), status.message))?;
+        let entry = entry.and_then(Result::ok).ok_or_else(|| Status::not_found(NOT_ENTITLED))?;
         let audience = audience(request.audience)?;
         let issuing = Arc::clone(&self.issuing);
         let hint = entry.hint.to_string();

@@ -426,7 +426,11 @@ async fn delete_by_mode() {
     assert!(stored(&server, "b.org").is_none());
 
     let unknown = delete(&["c.org"], 7).await;
-    assert_refused(unknown, Code::InvalidArgument, "unhandled delete mode \"7\"");
+    assert_refused(
+        unknown,
+        Code::InvalidArgument,
+        "failed to parse deletion mode: unhandled delete mode \"7\"",
+    );
     assert_eq!(server.server.context().state.bundles().len(), 1);
     assert_eq!(stored(&server, trust_domain().as_str()).unwrap().x509_authorities.len(), 1);
 }

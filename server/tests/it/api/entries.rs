@@ -168,7 +168,10 @@ async fn malformed_fields_are_refused_one_by_one() {
     let (status, _) = create(&channel, vec![unknown]).await.remove(0);
     assert_eq!(
         (status.code, status.message.as_str()),
-        (Code::Internal as i32, "failed to create entry: unable to find federated bundle \"other.org\"")
+        (
+            Code::Internal as i32,
+            "failed to create entry: unable to find federated bundle \"spiffe://other.org\""
+        )
     );
     // Nothing is also a batch.
     assert_eq!(create(&channel, Vec::new()).await, []);

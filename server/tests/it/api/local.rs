@@ -41,9 +41,10 @@ async fn debug_tells_and_remembers_for_five_seconds() {
     let first = info().await;
     assert_eq!(
         (first.uptime, first.agents_count, first.entries_count, first.federated_bundles_count),
-        (7, 1, 0, 1)
+        (7, 1, 0, 2)
     );
-    let [leaf] = &first.svid_chain[..] else { panic!("a leaf") };
+    let [leaf, root] = &first.svid_chain[..] else { panic!("a leaf and its root") };
+    assert_eq!(root.id, wire_id(""));
     assert_eq!(leaf.id, wire_id("/spire/server"));
     assert!(leaf.expires_at > server.clock.now().unix_seconds());
     assert!(leaf.subject.contains("O=SPIRE"), "{}", leaf.subject);

@@ -184,7 +184,7 @@ async fn the_whole_way_of_an_authority() {
         assert_eq!(bundle(&server).sequence_number, sequence + 1);
         let ids = [(first.authority_id.clone(), false), (second.authority_id.clone(), false)];
         assert_eq!(published(&server, kind), ids);
-        let text = "only Old local authorities can be tainted: PREPARED";
+        let text = "only Old local authorities can be tainted: unsupported local authority status: PREPARED";
         assert_refused(client.taint(&second.authority_id).await, invalid, text);
         let text = "invalid authority ID: only Old local authorities can be revoked: PREPARED";
         assert_refused(client.revoke(&second.authority_id).await, invalid, text);
@@ -194,7 +194,7 @@ async fn the_whole_way_of_an_authority() {
         assert_eq!(client.active().await.unwrap(), Some(second.clone()));
         assert_eq!(client.old().await.unwrap(), Some(first.clone()));
         assert_eq!(client.prepared().await.unwrap(), None);
-        let text = "only Prepared authorities can be activated: OLD";
+        let text = "only Prepared authorities can be activated: unsupported local authority status: OLD";
         assert_refused(client.activate(&first.authority_id).await, Code::Internal, text);
         let what = if kind == AuthorityKind::X509 { "root CA" } else { "key" };
         let text = format!(

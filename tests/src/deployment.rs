@@ -35,7 +35,9 @@ pub struct Settings {
     pub sync_interval: String,
     /// The driver of the store.
     pub store: String,
-    /// Further lines for the server's configuration, in a table of their own.
+    /// Further lines for the `authority` table of the server's configuration.
+    pub authority_extra: String,
+    /// Further lines for the server's configuration: of the `ratelimit` table, then tables of their own.
     pub server_extra: String,
     /// Where the files go; a new temporary folder when absent.
     pub folder: Option<PathBuf>,
@@ -52,6 +54,7 @@ impl Default for Settings {
             key_type: "ec-p256".to_owned(),
             sync_interval: "500ms".to_owned(),
             store: "sled".to_owned(),
+            authority_extra: String::new(),
             server_extra: String::new(),
             folder: None,
         }
@@ -156,7 +159,7 @@ default_x509_svid_ttl = "{x509}"
 default_jwt_svid_ttl = "{jwt}"
 agent_ttl = "{agent}"
 ca_key_type = "{key}"
-[store]
+{authority_extra}[store]
 driver = "{store}"
 [ratelimit]
 attestation = 0
@@ -169,6 +172,7 @@ attestation = 0
             agent = settings.agent_ttl,
             key = settings.key_type,
             store = settings.store,
+            authority_extra = settings.authority_extra,
             extra = settings.server_extra,
         )
     }

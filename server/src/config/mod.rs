@@ -21,9 +21,10 @@ use serde::Deserialize as _;
 
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
+use crate::upstream_authority::Address;
 use raw::{
     Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
-    RawUpstreamDisk, RawX509Pop,
+    RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawX509Pop,
 };
 
 /// Where the local administration socket lies when neither the configuration nor a flag says otherwise.
@@ -134,6 +135,15 @@ pub enum UpstreamSettings {
         key_path: PathBuf,
         /// PEM: the roots, when the certificate is not itself a root.
         bundle_path: Option<PathBuf>,
+    },
+    /// Another server of the same trust domain, ours or SPIRE.
+    Spire {
+        /// Where it listens.
+        server_address: Address,
+        /// The Workload API socket of an agent of that server.
+        workload_api_socket: PathBuf,
+        /// Time between two looks at its bundle.
+        poll_interval: Duration,
     },
 }
 
@@ -317,7 +327,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
     let audit = audit(raw.audit, &data, problems);
     let authority = authority(raw.authority, problems);
     let key_manager = key_manager(raw.key_manager, &data, problems);
-    let upstream_authority = raw.upstream_authority.disk.map(|disk| upstream(disk, problems));
+    let upstream_authority = upstream(raw.upstream_authority, problems);
     let store = store(raw.store, &data, problems);
     let node_attestor = node_attestor(raw.node_attestor, problems);
     let ratelimit = RateLimitSettings {
@@ -463,7 +473,41 @@ fn key_manager(
     }
 }
 
-fn upstream(raw: RawUpstreamDisk, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+/// The one upstream authority that is configured, `None` inside when it has mistakes.
+fn upstream(raw: RawUpstream, problems: &mut Problems<'_>) -> Option<Option<UpstreamSettings>> {
+    let RawUpstream { disk, spire } = raw;
+    let several = disk.is_some() && spire.is_some();
+    problems.check(
+        !several,
+        "upstream_authority.spire",
+        "remove this or upstream_authority.disk: there can be one upstream authority",
+    );
+    let disk = disk.map(|disk| upstream_disk(disk, problems));
+    let spire = spire.map(|spire| upstream_spire(spire, problems));
+    disk.or(spire)
+}
+
+fn upstream_spire(raw: RawUpstreamSpire, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+    const ADDRESS: &str = "upstream_authority.spire.server_address";
+    let address = problems.required(ADDRESS, raw.server_address);
+    let address = address
+        .and_then(|text| problems.take(ADDRESS, text.parse().map_err(|error| format!("{text:?}: {error}"))));
+    let workload_api_socket =
+        problems.required("upstream_authority.spire.workload_api_socket", raw.workload_api_socket);
+    let poll_interval = raw.poll_interval.map_or(Duration::from_secs(5), |HumanDuration(interval)| interval);
+    problems.check(
+        (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&poll_interval),
+        "upstream_authority.spire.poll_interval",
+        "must be from 100ms to 1m",
+    );
+    Some(UpstreamSettings::Spire {
+        server_address: address?,
+        workload_api_socket: workload_api_socket?,
+        poll_interval,
+    })
+}
+
+fn upstream_disk(raw: RawUpstreamDisk, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
     let certificate_path =
         problems.required("upstream_authority.disk.certificate_path", raw.certificate_path);
     let key_path = problems.required("upstream_authority.disk.key_path", raw.key_path);
@@ -690,7 +734,7 @@ mod tests {
     fn the_reference_lists_exactly_the_keys_that_are_read() {
         let raw: Raw = parse_toml(
             Path::new("x"),
-            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[node_attestor.x509pop]\n",
+            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n[node_attestor.x509pop]\n",
         )
         .unwrap()
         .0;

@@ -81,6 +81,12 @@ raw! {
     RawMemory {}
     RawUpstream {
         disk: Option<RawUpstreamDisk>,
+        spire: Option<RawUpstreamSpire>,
+    }
+    RawUpstreamSpire {
+        server_address: Option<String>,
+        workload_api_socket: Option<PathBuf>,
+        poll_interval: Option<HumanDuration>,
     }
     RawUpstreamDisk {
         certificate_path: Option<PathBuf>,

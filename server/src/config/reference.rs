@@ -170,6 +170,24 @@ pub const FIELDS: &[Field] = &[
         "PEM with the roots, when the certificate is not itself a root.",
     ),
     field(
+        "upstream_authority.spire.server_address",
+        "`host:port`",
+        "required",
+        "Another server of the same trust domain, Bonafide or SPIRE, that signs this server's CA.",
+    ),
+    field(
+        "upstream_authority.spire.workload_api_socket",
+        "path",
+        "required",
+        "The Workload API socket of an agent of that server, which gives this server its identity. The entry there must be downstream.",
+    ),
+    field(
+        "upstream_authority.spire.poll_interval",
+        "duration",
+        "`5s`",
+        "Time between two looks at that server's bundle: how fast new roots, keys and taints come down. From `100ms` to `1m`.",
+    ),
+    field(
         "store.driver",
         "`sled`, `redb` or `memory`",
         "`sled`",

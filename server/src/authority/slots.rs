@@ -388,10 +388,10 @@ struct Made {
 }
 
 /// Key identifiers, of roots and of token keys.
-#[derive(Clone, Default)]
-struct InUse(HashSet<String>);
+#[derive(Clone)]
+struct Signing(HashSet<String>);
 
-impl InUse {
+impl Signing {
     fn holds(&self, certificate: &[u8], key_id: &str) -> bool {
         if certificate.is_empty() {
             return self.0.contains(key_id);
@@ -565,39 +565,46 @@ impl Steps {
     /// Takes over what the upstream publishes, and what follows from it.
     async fn follow(&mut self, upstream: Bundle, now: Timestamp) -> Result<(), AuthorityError> {
         self.distrusted.note(&upstream);
-        let trust_domain = self.config.trust_domain.clone();
-        let (in_use, distrusted) = (self.in_use(now), self.distrusted.clone());
-        let known_keys: HashSet<String> = upstream
-            .jwt_authorities
-            .iter()
-            .chain(&upstream.wit_authorities)
-            .map(|key| key.key_id.clone())
-            .collect();
-        let mut preview = self.own_bundle();
-        if preview.follow(&upstream, &distrusted, |der, id| in_use.holds(der, id)) {
-            let written = self.store.write(move |unit| {
-                journal::change_bundle(unit, &trust_domain, |bundle| {
-                    bundle.follow(&upstream, &distrusted, |der, id| in_use.holds(der, id));
-                    Ok(())
-                })
-            });
-            written.await?;
-            let (roots, keys) = (preview.x509_authorities.len(), preview.jwt_authorities.len());
-            let tainted = preview.x509_authorities.iter().filter(|root| root.tainted).count();
-            tracing::info!(roots, tainted, keys, "the bundle follows the upstream authority");
-        }
-        let bundle = self.own_bundle();
-        self.distrusted.forget_beyond(&bundle);
-        let mut failed = self.tell(&known_keys, now).await.err();
+        self.merge(&upstream, now).await?;
+        let mut failed = self.tell(&upstream, now).await.err();
         for kind in self.enabled() {
             failed = failed.or(self.reconcile(kind, now).await.err());
         }
+        // What has just been replaced can be called tainted now.
+        self.merge(&upstream, now).await?;
+        for kind in self.enabled() {
+            failed = failed.or(self.judge_old(kind).await.err());
+        }
+        let bundle = self.own_bundle();
+        self.distrusted.forget_beyond(&bundle);
         failed.map_or(Ok(()), Err)
+    }
+
+    async fn merge(&self, upstream: &Bundle, now: Timestamp) -> Result<(), AuthorityError> {
+        let (signing, distrusted) = (self.signing(now), self.distrusted.clone());
+        let mut preview = self.own_bundle();
+        if !preview.follow(upstream, &distrusted, |der, id| signing.holds(der, id)) {
+            return Ok(());
+        }
+        let upstream = upstream.clone();
+        let written = self.store.write(move |unit| {
+            journal::change_bundle(unit, &upstream.trust_domain, |bundle| {
+                bundle.follow(&upstream, &distrusted, |der, id| signing.holds(der, id));
+                Ok(())
+            })
+        });
+        written.await?;
+        let (roots, keys) = (preview.x509_authorities.len(), preview.jwt_authorities.len());
+        let tainted = preview.x509_authorities.iter().filter(|root| root.tainted).count();
+        tracing::info!(roots, tainted, keys, "the bundle follows the upstream authority");
+        Ok(())
     }
 
     /// Publishes upward the keys of ours that the upstream has not been told: those of before there was an upstream,
     /// and those that it lost.
-    async fn tell(&mut self, known: &HashSet<String>, now: Timestamp) -> Result<(), AuthorityError> {
+    async fn tell(&mut self, known: &Bundle, now: Timestamp) -> Result<(), AuthorityError> {
+        let knows =
+            |id: &str| known.jwt_authorities.iter().chain(&known.wit_authorities).any(|key| key.key_id == id);
         let Some(upstream) = self.upstream.clone() else { return Ok(()) };
         let mut more = Bundle::empty(self.config.trust_domain.clone());
         let mut failed = None;
@@ -610,7 +617,7 @@ impl Steps {
                     && !self.compromised(kind, slot)
                     && !self.told.contains(id);
                 let Some(material) = state.material.get(id).filter(|_| wanted) else { continue };
-                if !known.contains(id) {
+                if !knows(id) {
                     match counted("publish", upstream.publish_key(kind, &token_key(slot, material)).await) {
                         Ok(None) => {}
                         Ok(Some(keys)) if kind == AuthorityKind::Jwt => more.jwt_authorities.extend(keys),
@@ -634,31 +641,27 @@ impl Steps {
         bundle.map_or_else(|| Bundle::empty(trust_domain.clone()), |bundle| Bundle::clone(&bundle))
     }
 
-    /// What the authorities depend on that sign, or are about to.
-    fn in_use(&self, now: Timestamp) -> InUse {
-        let mut in_use = InUse::default();
-        for (kind, state) in &self.kinds {
-            for slot in state.slots.iter() {
-                if slot.status != SlotStatus::Old && self.usable(*kind, slot, now) {
-                    in_use.0.insert(trusted_through(*kind, slot).to_owned());
-                }
-            }
-        }
-        in_use
+    /// What is trusted through what signs now.
+    fn signing(&self, now: Timestamp) -> Signing {
+        let active = self.kinds.iter().filter_map(|(kind, state)| Some((*kind, state.slots.active()?)));
+        let active = active.filter(|(kind, slot)| self.usable(*kind, slot, now));
+        Signing(active.map(|(kind, slot)| trusted_through(kind, slot).to_owned()).collect())
     }
 
-    /// Whether the bundle says that what this authority is trusted through is tainted: its own key, or the root above.
+    /// Whether what this authority is trusted through is tainted: its own key, or the root above it. The bundle says so,
+    /// or the upstream does and the bundle cannot yet, because it is what signs.
     fn compromised(&self, kind: AuthorityKind, slot: &AuthoritySlot) -> bool {
         let Some(bundle) = self.store.state().bundle(&self.config.trust_domain) else { return false };
         let id = trusted_through(kind, slot);
         let key = |keys: &[JwtAuthority]| keys.iter().any(|key| key.tainted && key.key_id == id);
         match kind {
             AuthorityKind::X509 => {
-                let mut tainted = bundle.x509_authorities.iter().filter(|root| root.tainted);
-                tainted.any(|root| has_key_id(&root.certificate, id))
+                let tainted = bundle.x509_authorities.iter().filter(|root| root.tainted);
+                let mut tainted = tainted.map(|root| &root.certificate).chain(&self.distrusted.x509);
+                tainted.any(|certificate| has_key_id(certificate, id))
             }
-            AuthorityKind::Jwt => key(&bundle.jwt_authorities),
-            AuthorityKind::Wit => key(&bundle.wit_authorities),
+            AuthorityKind::Jwt => key(&bundle.jwt_authorities) || self.distrusted.jwt.contains(id),
+            AuthorityKind::Wit => key(&bundle.wit_authorities) || self.distrusted.wit.contains(id),
         }
     }
 
@@ -730,6 +733,8 @@ impl Steps {
                 _ => Some(RotationStep::Prepare(slots.free_slot())),
             });
         }
+        // A prepared authority that has been tainted meanwhile must not sign.
+        let prepared = prepared.filter(|prepared| !self.compromised(kind, prepared));
         Ok(match (slots.due(now), prepared) {
             (Some(RotationStep::Activate), None) => Some(RotationStep::Prepare(slots.free_slot())),
             // An upstream that ends soon gives nothing that lives longer than what there is. Asking at each look

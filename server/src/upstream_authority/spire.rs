@@ -5,12 +5,15 @@
 //! stream. A connection to the upstream server is remade when the identity has changed, because a server judges the
 //! certificate that a connection was made with, and that one expires.
 //!
+//! A process may have several identities, when several entries match it, and nothing in the Workload API says which one
+//! is downstream. So the next one is tried when the upstream server refuses, and the one that works is remembered.
+//!
 //! Rejected: a static certificate for the connection (somebody would have to renew it), and reading the identity anew
 //! for each call (the agent would attest this process every five seconds).
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bonafide_identity::{AuthorityKind, Bundle, JwtAuthority, SpiffeId, Timestamp, TrustDomain};
@@ -60,7 +63,7 @@ pub struct Spire {
     config: SpireConfig,
     clock: SharedClock,
     random: Arc<dyn Random>,
-    identity: SvidHolder,
+    identities: Mutex<Identities>,
     trust: TrustStore,
     /// How the stream of identities is.
     state: watch::Sender<State>,
@@ -70,12 +73,45 @@ pub struct Spire {
     left_out: Mutex<HashSet<Vec<u8>>>,
 }
 
+/// The identities of this process in the trust domain.
+#[derive(Default)]
+struct Identities {
+    held: Vec<(SpiffeId, SvidHolder)>,
+    /// The one in use.
+    chosen: usize,
+}
+
+impl Identities {
+    /// Takes the place of `self`, and goes on with the same one where there is one of that name.
+    fn replace(&mut self, held: Vec<(SpiffeId, SvidHolder)>) {
+        let chosen = self.held.get(self.chosen).map(|(id, _)| id.clone());
+        self.chosen = held.iter().position(|(id, _)| Some(id) == chosen.as_ref()).unwrap_or(0);
+        self.held = held;
+    }
+
+    fn chosen(&self) -> Option<(SpiffeId, SvidHolder)> {
+        self.held.get(self.chosen).cloned()
+    }
+
+    /// Goes on with the next one, after `refused` was refused.
+    fn pass_over(&mut self, refused: &SpiffeId) {
+        if self.held.get(self.chosen).is_some_and(|(id, _)| id == refused) {
+            self.chosen = (self.chosen + 1) % self.held.len();
+        }
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<String> = self.held.iter().map(|(id, _)| id.to_string()).collect();
+        names.join(", ")
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     /// Nothing has come yet.
     Starting,
     /// There is an identity.
-    Known(SpiffeId),
+    Known,
     /// There is none, and this is why.
     Without(String),
 }
@@ -88,7 +124,7 @@ impl Spire {
             config,
             clock,
             random,
-            identity: SvidHolder::empty(),
+            identities: Mutex::default(),
             trust: TrustStore::empty(),
             state: watch::Sender::new(State::Starting),
             connection: tokio::sync::Mutex::default(),
@@ -117,9 +153,9 @@ impl Spire {
         };
         loop {
             match stream.message().await {
-                Ok(Some(response)) => match identity_of(&response, &self.config.trust_domain) {
-                    Ok(identity) => {
-                        self.take(identity);
+                Ok(Some(response)) => match identities_of(&response, &self.config.trust_domain) {
+                    Ok((held, roots)) => {
+                        self.take(held, roots);
                         *received = true;
                     }
                     Err(reason) => return format!("the Workload API gave no usable identity: {reason}"),
@@ -130,17 +166,24 @@ impl Spire {
         }
     }
 
-    fn take(&self, identity: Identity) {
-        let Identity { id, svid, roots } = identity;
+    fn take(&self, held: Vec<(SpiffeId, SvidHolder)>, roots: TrustRoots) {
         self.trust.set_trust_domain(&self.config.trust_domain, &Arc::new(roots));
-        self.identity.set(svid);
-        if self.state.send_replace(State::Known(id.clone())) != State::Known(id.clone()) {
-            tracing::info!(%id, "this server has its identity for the upstream server");
+        let names = {
+            let mut identities = self.identities();
+            identities.replace(held);
+            identities.names()
+        };
+        if self.state.send_replace(State::Known) != State::Known {
+            tracing::info!(identities = names, "this server has its identity for the upstream server");
         }
     }
 
+    fn identities(&self) -> MutexGuard<'_, Identities> {
+        self.identities.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The identity to connect with; at a start it is waited for, but not for long.
-    async fn identity(&self) -> Result<(Arc<Svid>, SpiffeId), UpstreamError> {
+    async fn identity(&self) -> Result<(SpiffeId, SvidHolder, Arc<Svid>), UpstreamError> {
         let mut state = self.state.subscribe();
         let _ = timeout(IDENTITY_WAIT, state.wait_for(|state| *state != State::Starting)).await;
         let state = state.borrow().clone();
@@ -148,13 +191,14 @@ impl Spire {
             let socket = self.config.workload_api_socket.display();
             failed(format!("no identity from the Workload API at {socket}: {reason}"))
         };
-        match (state, self.identity.current()) {
-            (State::Known(id), Some(svid)) => {
+        let chosen = self.identities().chosen();
+        match (state, chosen.and_then(|(id, holder)| Some((id, holder.current()?, holder)))) {
+            (State::Known, Some((id, svid, holder))) => {
                 let end = svid.chain().next().and_then(|leaf| inspect(leaf).ok()).map(|info| info.not_after);
                 if end.is_none_or(|end| end <= self.clock.now()) {
                     return Err(without("the last one has expired, and the agent sends no new one"));
                 }
-                Ok((svid, id))
+                Ok((id, holder, svid))
             }
             (State::Without(reason), _) => Err(without(&reason)),
             _ => Err(without("the agent does not answer")),
@@ -163,7 +207,7 @@ impl Spire {
 
     /// The connection, made anew when the identity has changed.
     async fn channel(&self) -> Result<(Channel, SpiffeId), UpstreamError> {
-        let (svid, id) = self.identity().await?;
+        let (id, holder, svid) = self.identity().await?;
         let mut connection = self.connection.lock().await;
         if let Some((made_with, channel)) = &*connection
             && Arc::ptr_eq(made_with, &svid)
@@ -171,7 +215,7 @@ impl Spire {
             return Ok((channel.clone(), id));
         }
         *connection = None;
-        let channel = self.connect().await.map_err(|error| {
+        let channel = self.connect(holder).await.map_err(|error| {
             let reason = tls::refusal(&*error).map_or_else(|| chain(&*error), ToString::to_string);
             failed(format!("cannot reach the server at {}: {reason}", self.config.server_address))
         })?;
@@ -179,10 +223,10 @@ impl Spire {
         Ok((channel, id))
     }
 
-    async fn connect(&self) -> Result<Channel, BoxError> {
+    async fn connect(&self, identity: SvidHolder) -> Result<Channel, BoxError> {
         let clock = Arc::clone(&self.clock);
         let config = tls::client_config(
-            Some(self.identity.clone()),
+            Some(identity),
             self.trust.clone(),
             PeerCheck::ServerId(self.config.trust_domain.server_id()),
             Arc::new(move || clock.now()),
@@ -211,41 +255,51 @@ impl Spire {
     async fn call<T, F>(
         &self,
         rpc: &'static str,
-        call: impl FnOnce(Channel) -> F + Send,
+        call: impl Fn(Channel) -> F + Send + Sync,
     ) -> Result<Result<T, Status>, UpstreamError>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        let (channel, id) = self.channel().await?;
-        let answer = match timeout(CALL_TIMEOUT, call(channel)).await {
-            Ok(Ok(response)) => return Ok(Ok(response.into_inner())),
-            Ok(Err(status)) => Some(status),
-            Err(_) => None,
-        };
         let address = &self.config.server_address;
-        let Some(status) = answer else {
-            self.connection.lock().await.take();
-            return Err(failed(format!("{address} did not answer {rpc} within {CALL_TIMEOUT:?}")));
-        };
-        if std::error::Error::source(&status).is_some() {
-            // It is the transport that speaks; the next call tries another connection.
-            self.connection.lock().await.take();
-            let hint = match status.code() {
-                Code::Unknown | Code::Unavailable => {
-                    "; if the server runs, it may have refused the certificate of this one: see its log"
+        // The first of them is waited for at a start; only then is known how many there are.
+        self.identity().await?;
+        let mut refusal = String::new();
+        let tries = self.identities().held.len().clamp(1, MOST_IDENTITIES);
+        for _ in 0..tries {
+            let (channel, id) = self.channel().await?;
+            let status = match timeout(CALL_TIMEOUT, call(channel)).await {
+                Ok(Ok(response)) => return Ok(Ok(response.into_inner())),
+                Ok(Err(status)) => status,
+                Err(_) => {
+                    self.connection.lock().await.take();
+                    return Err(failed(format!("{address} did not answer {rpc} within {CALL_TIMEOUT:?}")));
                 }
-                _ => "",
             };
-            let reason = chain(&status);
-            return Err(failed(format!("the connection to {address} broke during {rpc}: {reason}{hint}")));
+            if std::error::Error::source(&status).is_some() {
+                // It is the transport that speaks; the next call tries another connection.
+                self.connection.lock().await.take();
+                let hint = match status.code() {
+                    Code::Unknown | Code::Unavailable => {
+                        "; if the server runs, it may have refused the certificate of this one: see its log"
+                    }
+                    _ => "",
+                };
+                let reason = chain(&status);
+                return Err(failed(format!(
+                    "the connection to {address} broke during {rpc}: {reason}{hint}"
+                )));
+            }
+            if status.code() != Code::PermissionDenied {
+                return Ok(Err(status));
+            }
+            status.message().clone_into(&mut refusal);
+            self.identities().pass_over(&id);
         }
-        if status.code() == Code::PermissionDenied {
-            let reason = status.message();
-            return Err(failed(format!(
-                "{address} refused {rpc}: {reason}. The entry of {id} at that server must be downstream"
-            )));
-        }
-        Ok(Err(status))
+        let names = self.identities().names();
+        Err(failed(format!(
+            "{address} refused {rpc}: {refusal}. The entry of one of this server's identities there ({names}) must be \
+             downstream"
+        )))
     }
 
     fn answered<T>(&self, rpc: &str, answer: Result<T, Status>) -> Result<T, UpstreamError> {
@@ -305,7 +359,10 @@ impl UpstreamAuthority for Spire {
         let preferred_ttl = i32::try_from(preferred_ttl.as_secs()).unwrap_or(i32::MAX);
         let request = NewDownstreamX509caRequest { csr: csr.to_vec(), preferred_ttl };
         let answer = self
-            .call(RPC, async |channel| SvidClient::new(channel).new_downstream_x509ca(request).await)
+            .call(RPC, |channel| {
+                let request = request.clone();
+                async move { SvidClient::new(channel).new_downstream_x509ca(request).await }
+            })
             .await?;
         let answer = self.answered(RPC, answer)?;
         Ok(UpstreamCa { chain: answer.ca_cert_chain, roots: answer.x509_authorities })
@@ -314,8 +371,12 @@ impl UpstreamAuthority for Spire {
     async fn bundle(&self, _: Timestamp) -> Result<Option<Bundle>, UpstreamError> {
         const RPC: &str = "GetBundle";
         let request = GetBundleRequest { output_mask: None };
-        let answer =
-            self.call(RPC, async |channel| BundleClient::new(channel).get_bundle(request).await).await?;
+        let answer = self
+            .call(RPC, |channel| {
+                let request = request.clone();
+                async move { BundleClient::new(channel).get_bundle(request).await }
+            })
+            .await?;
         let answer = self.answered(RPC, answer)?;
         self.usable(RPC, &answer).map(Some)
     }
@@ -340,8 +401,9 @@ impl UpstreamAuthority for Spire {
                 const RPC: &str = "PublishJWTAuthority";
                 let request =
                     PublishJwtAuthorityRequest { jwt_authority: jwt_authorities_to_wire(one).pop() };
-                let answer = self.call(RPC, async |channel| {
-                    BundleClient::new(channel).publish_jwt_authority(request).await
+                let answer = self.call(RPC, |channel| {
+                    let request = request.clone();
+                    async move { BundleClient::new(channel).publish_jwt_authority(request).await }
                 });
                 (RPC, answer.await?.map(|answer| wire.jwt_authorities = answer.jwt_authorities))
             }
@@ -349,8 +411,9 @@ impl UpstreamAuthority for Spire {
                 const RPC: &str = "PublishWITAuthority";
                 let request =
                     PublishWitAuthorityRequest { wit_authority: wit_authorities_to_wire(one).pop() };
-                let answer = self.call(RPC, async |channel| {
-                    BundleClient::new(channel).publish_wit_authority(request).await
+                let answer = self.call(RPC, |channel| {
+                    let request = request.clone();
+                    async move { BundleClient::new(channel).publish_wit_authority(request).await }
                 });
                 (RPC, answer.await?.map(|answer| wire.wit_authorities = answer.wit_authorities))
             }
@@ -387,7 +450,7 @@ impl UpstreamAuthority for Spire {
             // An identity that is held stays good until its end.
             self.state.send_if_modified(|state| {
                 let told = State::Without(reason);
-                let changed = !matches!(state, State::Known(_)) && *state != told;
+                let changed = !matches!(state, State::Known) && *state != told;
                 if changed {
                     *state = told;
                 }
@@ -401,28 +464,24 @@ impl UpstreamAuthority for Spire {
     }
 }
 
-/// What one message of the Workload API holds for us.
-struct Identity {
-    id: SpiffeId,
-    svid: Svid,
-    roots: TrustRoots,
-}
-
-/// The first identity of the trust domain: which of several it is, is for the entries to say.
-fn identity_of(response: &X509svidResponse, trust_domain: &TrustDomain) -> Result<Identity, String> {
+/// The identities of the trust domain in one message of the Workload API, and the trust domain's roots.
+fn identities_of(
+    response: &X509svidResponse,
+    trust_domain: &TrustDomain,
+) -> Result<(Vec<(SpiffeId, SvidHolder)>, TrustRoots), String> {
     let of_ours = |id: &str| SpiffeId::parse(id).ok().filter(|id| id.trust_domain() == trust_domain);
-    let (id, wire) = response
-        .svids
-        .iter()
-        .find_map(|svid| Some((of_ours(&svid.spiffe_id)?, svid)))
-        .ok_or_else(|| format!("there is none of trust domain {trust_domain}"))?;
-    let chain = split_certificates(&wire.x509_svid).map_err(|error| error.to_string())?;
-    let key = PrivateKey::from_pkcs8_der(&wire.x509_svid_key).map_err(|error| error.to_string())?;
-    let key: Arc<dyn Signer> = Arc::new(key);
-    let svid = Svid::new(chain, key).map_err(|error| error.to_string())?;
-    let roots = split_certificates(&wire.bundle).map_err(|error| error.to_string())?;
+    let ours: Vec<_> =
+        response.svids.iter().filter_map(|svid| Some((of_ours(&svid.spiffe_id)?, svid))).collect();
+    let (_, first) = ours.first().ok_or_else(|| format!("there is none of trust domain {trust_domain}"))?;
+    let roots = split_certificates(&first.bundle).map_err(|error| error.to_string())?;
     let roots = TrustRoots::from_der(roots.iter().map(Vec::as_slice)).map_err(|error| error.to_string())?;
-    Ok(Identity { id, svid, roots })
+    let held = ours.into_iter().map(|(id, wire)| {
+        let chain = split_certificates(&wire.x509_svid).map_err(|error| error.to_string())?;
+        let key = PrivateKey::from_pkcs8_der(&wire.x509_svid_key).map_err(|error| error.to_string())?;
+        let key: Arc<dyn Signer> = Arc::new(key);
+        Ok((id, SvidHolder::new(Svid::new(chain, key).map_err(|error| error.to_string())?)))
+    });
+    Ok((held.collect::<Result<_, String>>()?, roots))
 }
 
 fn refused_identity(status: &Status) -> String {
@@ -447,6 +506,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a call waits for the first identity.
 const IDENTITY_WAIT: Duration = Duration::from_secs(3);
+/// How many identities are tried in one call.
+const MOST_IDENTITIES: usize = 8;
 /// How many parts of bundles are remembered as complained about.
 const MOST_COMPLAINTS: usize = 64;
 
@@ -474,12 +535,40 @@ mod tests {
         X509svidResponse { svids: vec![svid], ..X509svidResponse::default() }
     }
 
+    fn names(response: &X509svidResponse) -> Vec<(SpiffeId, SvidHolder)> {
+        identities_of(response, &trust_domain()).unwrap().0
+    }
+
     #[test]
-    fn the_identity_is_the_first_of_the_trust_domain() {
+    fn identities_of_other_trust_domains_are_passed_over() {
         let mut response = message(|_| {});
         let foreign = X509svid { spiffe_id: "spiffe://elsewhere/x".to_owned(), ..response.svids[0].clone() };
         response.svids.insert(0, foreign);
-        assert_eq!(identity_of(&response, &trust_domain()).unwrap().id, id("/nested"));
+        let held = names(&response);
+        assert_eq!(held.len(), 1);
+        assert_eq!(held[0].0, id("/nested"));
+    }
+
+    #[test]
+    fn the_identity_that_works_is_kept_over_a_renewal() {
+        let mut response = message(|_| {});
+        response.svids.insert(0, X509svid { spiffe_id: id("/a").to_string(), ..response.svids[0].clone() });
+        let mut identities = Identities::default();
+        identities.replace(names(&response));
+        let chosen = |identities: &Identities| identities.chosen().unwrap().0;
+        assert_eq!(chosen(&identities), id("/a"));
+        identities.pass_over(&id("/a"));
+        assert_eq!(chosen(&identities), id("/nested"));
+        // Two calls were refused at the same time.
+        identities.pass_over(&id("/a"));
+        assert_eq!(chosen(&identities), id("/nested"));
+        identities.replace(names(&response));
+        assert_eq!(chosen(&identities), id("/nested"));
+        identities.pass_over(&id("/nested"));
+        assert_eq!(chosen(&identities), id("/a"));
+        response.svids.remove(0);
+        identities.replace(names(&response));
+        assert_eq!(chosen(&identities), id("/nested"));
     }
 
     #[test]
@@ -493,7 +582,7 @@ mod tests {
             (|svid| svid.bundle = b"x".to_vec().into(), ""),
         ];
         for (edit, reason) in cases {
-            let refused = identity_of(&message(edit), &trust_domain()).err().expect("refused");
+            let refused = identities_of(&message(edit), &trust_domain()).err().expect("refused");
             assert!(refused.contains(reason), "{refused}");
         }
     }

@@ -34,6 +34,8 @@ fn upstream(above: &Deployment) -> String {
 
 fn register_downstream(above: &Deployment, name: &str) {
     let server = selector(&above.programs().server);
+    // Another identity of the same process, which is no downstream server: it has to find out which one is.
+    above.register("/another", &server).unwrap();
     let (id, parent) = (format!("spiffe://example.org/{name}"), above.agent_id().unwrap());
     above
         .cli(&[
@@ -81,9 +83,9 @@ fn three_layers_are_one_trust_domain_through_a_rotation_at_the_top() {
     let root = Deployment::start(Settings::default()).unwrap();
     let middle = below(&root, "middle");
     let leaf = below(&middle, "leaf");
-    let uid = format!("unix:uid:{}", rustix::process::getuid().as_raw());
+    let tool = selector(&root.programs().cli);
     for layer in [&root, &middle, &leaf] {
-        layer.register("/tool", &uid).unwrap();
+        layer.register("/tool", &tool).unwrap();
     }
 
     // One workload at the bottom and one at the top; their handshakes go on through everything that follows.

@@ -7,13 +7,16 @@ use bonafide_pki::key_manager::{self, KeyManager};
 use bonafide_pki::{KeyError, Random};
 use bonafide_runtime::clock::SharedClock;
 
-use crate::config::{Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings};
+use crate::config::{
+    Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
+};
 use crate::node_attestor::Attestors;
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::x509pop::{X509Pop, X509PopError};
 use crate::store::{Store, StoreConfig};
 use crate::upstream_authority::disk::{Disk, DiskConfig};
 use crate::upstream_authority::spire::{Spire, SpireConfig};
+use crate::upstream_authority::vault::{Vault, VaultConfig};
 use crate::upstream_authority::{UpstreamAuthority, UpstreamError};
 
 /// Where private keys are kept.
@@ -47,6 +50,13 @@ pub fn upstream_authority(
                 bundle_file_path: bundle_path.clone(),
             };
             Some(Arc::new(Disk::open(config, random.clone(), clock.now())?))
+        }
+        Some(UpstreamSettings::Vault(settings)) => {
+            let VaultSettings { address, ca_cert_path, namespace, pki_mount_point, auth } = settings.clone();
+            let trust_domain = trust_domain.clone();
+            let config =
+                VaultConfig { trust_domain, address, ca_cert_path, namespace, pki_mount_point, auth };
+            Some(Arc::new(Vault::new(config)))
         }
         Some(UpstreamSettings::Spire { server_address, workload_api_socket, poll_interval }) => {
             let config = SpireConfig {

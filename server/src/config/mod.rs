@@ -22,9 +22,10 @@ use serde::Deserialize as _;
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
 use crate::upstream_authority::Address;
+use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
 use raw::{
     Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
-    RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawX509Pop,
+    RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
 };
 
 /// Where the local administration socket lies when neither the configuration nor a flag says otherwise.
@@ -145,6 +146,23 @@ pub enum UpstreamSettings {
         /// Time between two looks at its bundle.
         poll_interval: Duration,
     },
+    /// The PKI engine of HashiCorp Vault or OpenBao.
+    Vault(VaultSettings),
+}
+
+/// The PKI engine of HashiCorp Vault or OpenBao.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VaultSettings {
+    /// Where it listens.
+    pub address: VaultAddress,
+    /// PEM with the roots that its certificate is verified with.
+    pub ca_cert_path: Option<PathBuf>,
+    /// The namespace.
+    pub namespace: Option<String>,
+    /// Where the PKI engine is mounted.
+    pub pki_mount_point: String,
+    /// How a token is had.
+    pub auth: VaultAuth,
 }
 
 /// Where entries, agents, bundles and tokens are kept.
@@ -475,16 +493,94 @@ fn key_manager(
 
 /// The one upstream authority that is configured, `None` inside when it has mistakes.
 fn upstream(raw: RawUpstream, problems: &mut Problems<'_>) -> Option<Option<UpstreamSettings>> {
-    let RawUpstream { disk, spire } = raw;
-    let several = disk.is_some() && spire.is_some();
-    problems.check(
-        !several,
-        "upstream_authority.spire",
-        "remove this or upstream_authority.disk: there can be one upstream authority",
-    );
+    let RawUpstream { disk, spire, vault } = raw;
+    let named =
+        [(disk.is_some(), "disk"), (spire.is_some(), "spire"), (vault.is_some(), "vault")].into_iter();
+    let named: Vec<&str> = named.filter(|(there, _)| *there).map(|(_, name)| name).collect();
+    for other in named.iter().skip(1) {
+        problems.push(
+            format!("upstream_authority.{other}"),
+            format!("remove this or upstream_authority.{}: there can be one upstream authority", named[0]),
+        );
+    }
     let disk = disk.map(|disk| upstream_disk(disk, problems));
     let spire = spire.map(|spire| upstream_spire(spire, problems));
-    disk.or(spire)
+    let vault = vault.map(|vault| upstream_vault(vault, problems));
+    disk.or(spire).or(vault)
+}
+
+fn upstream_vault(raw: RawVault, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+    const KEY: &str = "upstream_authority.vault";
+    let address = problems.required(format!("{KEY}.address"), raw.address);
+    let address: Option<VaultAddress> =
+        address.and_then(|text| problems.take(format!("{KEY}.address"), text.parse()));
+    if let Some(address) = &address {
+        problems.check(
+            !address.is_tls() || raw.ca_cert_path.is_some(),
+            format!("{KEY}.ca_cert_path"),
+            "is required with https: a PEM file with the roots that the certificate is verified with",
+        );
+    }
+    let pki_mount_point = vault_mount(problems, "pki_mount_point", raw.pki_mount_point, "pki");
+    let mut methods = Vec::new();
+    if let Some(token) = raw.token {
+        let token_file = problems.required(format!("{KEY}.token.token_file"), token.token_file);
+        methods.push(token_file.map(|token_file| VaultAuth::Token { token_file }));
+    }
+    if let Some(approle) = raw.approle {
+        let mount_point = vault_mount(problems, "approle.mount_point", approle.mount_point, "approle");
+        let role_id = problems.required(format!("{KEY}.approle.role_id"), approle.role_id);
+        let file = problems.required(format!("{KEY}.approle.secret_id_file"), approle.secret_id_file);
+        methods.push(role_id.zip(file).map(|(role_id, secret_id_file)| VaultAuth::AppRole {
+            mount_point,
+            role_id,
+            secret_id_file,
+        }));
+    }
+    if let Some(cert) = raw.cert {
+        let mount_point = vault_mount(problems, "cert.mount_point", cert.mount_point, "cert");
+        let certificate = problems.required(format!("{KEY}.cert.client_cert_path"), cert.client_cert_path);
+        let key = problems.required(format!("{KEY}.cert.client_key_path"), cert.client_key_path);
+        let tls = address.as_ref().is_none_or(VaultAddress::is_tls);
+        problems.check(tls, format!("{KEY}.cert"), "needs an address with https");
+        methods.push(certificate.zip(key).map(|(client_cert_path, client_key_path)| {
+            VaultAuth::Certificate { mount_point, role: cert.role, client_cert_path, client_key_path }
+        }));
+    }
+    if let Some(kubernetes) = raw.kubernetes {
+        let mount_point =
+            vault_mount(problems, "kubernetes.mount_point", kubernetes.mount_point, "kubernetes");
+        let role = problems.required(format!("{KEY}.kubernetes.role"), kubernetes.role);
+        let token_path = kubernetes
+            .token_path
+            .unwrap_or_else(|| PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/token"));
+        methods.push(role.map(|role| VaultAuth::Kubernetes { mount_point, role, token_path }));
+    }
+    problems.check(
+        methods.len() == 1,
+        KEY,
+        "needs exactly one of the tables token, approle, cert and kubernetes: how to log in",
+    );
+    Some(UpstreamSettings::Vault(VaultSettings {
+        address: address?,
+        ca_cert_path: raw.ca_cert_path,
+        namespace: raw.namespace,
+        pki_mount_point,
+        auth: methods.pop()??,
+    }))
+}
+
+/// A mount point, which becomes a part of the path of a request.
+fn vault_mount(problems: &mut Problems<'_>, key: &str, mount: Option<String>, default: &str) -> String {
+    let mount = mount.map_or_else(|| default.to_owned(), |mount| mount.trim_matches('/').to_owned());
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    let good = !mount.is_empty() && mount.chars().all(plain) && mount.split('/').all(|part| part != "..");
+    problems.check(
+        good,
+        format!("upstream_authority.vault.{key}"),
+        format!("must be the path of a mount, such as {default:?}"),
+    );
+    mount
 }
 
 fn upstream_spire(raw: RawUpstreamSpire, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
@@ -734,7 +830,9 @@ mod tests {
     fn the_reference_lists_exactly_the_keys_that_are_read() {
         let raw: Raw = parse_toml(
             Path::new("x"),
-            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n[node_attestor.x509pop]\n",
+            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
+             [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
+             [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n",
         )
         .unwrap()
         .0;

@@ -10,6 +10,7 @@
 mod address;
 pub mod disk;
 pub mod spire;
+pub mod vault;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! Authorities: rotation over time, restarts at every point, lost keys, upstream files.
 
-mod upstream;
+pub(super) mod upstream;
+mod vault;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};

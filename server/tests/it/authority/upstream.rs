@@ -11,7 +11,7 @@ use bonafide_pki::{PublicKey, X509Issuer, ca_csr, random_serial};
 use super::*;
 
 /// What every driver keeps, whatever is above it.
-pub(in super::super) async fn conforms(upstream: &dyn UpstreamAuthority, now: Timestamp) {
+pub(crate) async fn conforms(upstream: &dyn UpstreamAuthority, now: Timestamp) {
     let name = upstream.name();
     let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
     let serial = random_serial(&SystemRandom);

@@ -811,6 +811,40 @@ mod tests {
     }
 
     #[test]
+    fn there_is_one_upstream_authority_with_one_way_to_log_in() {
+        let spire =
+            "[upstream_authority.spire]\nserver_address = \"root:8081\"\nworkload_api_socket = \"/s\"\n";
+        let config = parse(&format!("{MINIMAL}{spire}")).unwrap();
+        assert_eq!(
+            config.upstream_authority,
+            Some(UpstreamSettings::Spire {
+                server_address: Address { host: "root".to_owned(), port: 8081 },
+                workload_api_socket: "/s".into(),
+                poll_interval: Duration::from_secs(5),
+            })
+        );
+        let vault = "[upstream_authority.vault]\naddress = \"https://v:8200\"\nca_cert_path = \"/ca\"\n";
+        let token = "[upstream_authority.vault.token]\ntoken_file = \"/t\"\n";
+        parse(&format!("{MINIMAL}{vault}{token}")).unwrap();
+        for (text, key) in [
+            (format!("{spire}{vault}{token}"), "upstream_authority.vault: remove"),
+            (spire.replace("root:8081", "root"), "upstream_authority.spire.server_address"),
+            (format!("{spire}poll_interval = \"1ms\""), "upstream_authority.spire.poll_interval"),
+            (vault.to_owned(), "upstream_authority.vault: needs exactly one"),
+            (format!("{vault}{token}[upstream_authority.vault.kubernetes]\nrole = \"r\""), "upstream_authority.vault: needs"),
+            (format!("{vault}pki_mount_point = \"../sys\"\n{token}"), "upstream_authority.vault.pki_mount_point"),
+            (
+                "[upstream_authority.vault]\naddress = \"https://v\"\n[upstream_authority.vault.token]\ntoken_file = \"/t\"".to_owned(),
+                "upstream_authority.vault.ca_cert_path",
+            ),
+            (format!("{vault}{token}").replace("https", "http"), "upstream_authority.vault.address"),
+        ] {
+            let found = problems(&format!("{MINIMAL}{text}\n"));
+            assert!(found.iter().any(|problem| problem.starts_with(key)), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
     fn lifetimes_that_cannot_be_kept_are_warned_about() {
         let config = parse(&format!("{MINIMAL}[authority]\nca_ttl = \"1h\"\n")).unwrap();
         let warnings = config.warnings();

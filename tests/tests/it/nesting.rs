@@ -174,6 +174,42 @@ fn three_layers_are_one_trust_domain_through_a_rotation_at_the_top() {
     assert_eq!((dialing.count("failed"), listening.count("refused")), (0, 0), "{dialing:?}");
 }
 
+#[test]
+fn a_server_outlives_its_upstream_and_one_without_an_authority_waits_for_it() {
+    let mut root = Deployment::start(Settings::default()).unwrap();
+    let mut middle = below(&root, "middle");
+    let authority = active(&middle).unwrap();
+    root.kill_server();
+
+    // It starts with what its journal holds, and signs; what needs the upstream says that it is away.
+    middle.kill_server();
+    middle.start_server().unwrap();
+    assert_eq!(active(&middle).unwrap(), authority);
+    middle.cli(&["mint", "jwt", "--spiffe-id", "spiffe://example.org/x", "--audience", "a"]).unwrap();
+    let refused = middle.cli(&["authority", "prepare", "x509"]).unwrap_err();
+    assert!(refused.contains(&format!("127.0.0.1:{}", root.port())), "{refused}");
+
+    // One that has no authority yet is alive and not ready, and its log says what it waits for.
+    let settings = Settings { server_extra: upstream(&root), ..Settings::default() };
+    let mut fresh = Deployment::prepare(settings).unwrap();
+    let log = fresh.folder().join("server.log");
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| fresh.start_server());
+        eventually("a server that waits", SOON, || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if text.contains("the server waits for it") { Ok(()) } else { Err(text) }
+        })
+        .unwrap();
+        assert!(!starting.is_finished(), "it neither serves nor ends");
+        root.start_server().unwrap();
+        starting.join().unwrap().unwrap();
+    });
+    // The root is the same after its restart, so both are below it.
+    assert_eq!(active(&fresh).unwrap().1, authority.1);
+    eventually("the upstream's signature again", SOON, || middle.cli(&["authority", "prepare", "x509"]))
+        .unwrap();
+}
+
 /// A running workload and what it has printed.
 #[derive(Debug)]
 struct Events {

@@ -460,6 +460,15 @@ impl AuthoritySlots {
         self.other.take_if(|other| other.tainted).ok_or(SlotError::Untainted)
     }
 
+    /// Marks the old authority as tainted because the bundle says so of it, or of the root above it: what
+    /// [`taint`](Self::taint) is for an operator, this is for an upstream. Says whether it was not marked before.
+    pub fn distrust_old(&mut self) -> bool {
+        match self.other.as_mut().filter(|other| other.status == SlotStatus::Old) {
+            Some(old) => !std::mem::replace(&mut old.tainted, true),
+            None => false,
+        }
+    }
+
     fn check_upstream(&self, id: &str) -> Result<(), SlotError> {
         let active = self.require_active()?.upstream_authority_id.as_deref();
         let other = self.other().and_then(|other| other.upstream_authority_id.as_deref());
@@ -548,6 +557,17 @@ mod tests {
         let mut slots = prepared();
         slots.activate("b").unwrap();
         slots
+    }
+
+    #[test]
+    fn only_an_old_authority_is_distrusted() {
+        let mut slots = prepared();
+        assert!(!slots.distrust_old());
+        slots.activate("b").unwrap();
+        assert!(slots.distrust_old());
+        assert!(!slots.distrust_old(), "marked already");
+        assert!(slots.old().unwrap().tainted && !slots.active().unwrap().tainted);
+        slots.revoke("a").unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! compare.
 
 use crate::{Timestamp, TrustDomain};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// An X.509 authority.
@@ -81,6 +82,37 @@ impl Pruned {
     /// True when nothing was removed.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// What an upstream has tainted at some time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Distrusted {
+    /// DER of root certificates.
+    pub x509: BTreeSet<Vec<u8>>,
+    /// Key IDs of JWT authorities.
+    pub jwt: BTreeSet<String>,
+    /// Key IDs of WIT authorities.
+    pub wit: BTreeSet<String>,
+}
+
+impl Distrusted {
+    /// Adds what is tainted in `upstream`.
+    pub fn note(&mut self, upstream: &Bundle) {
+        let roots = upstream.x509_authorities.iter().filter(|root| root.tainted);
+        self.x509.extend(roots.map(|root| root.certificate.clone()));
+        let tainted = |keys: &[JwtAuthority]| -> Vec<String> {
+            keys.iter().filter(|key| key.tainted).map(|key| key.key_id.clone()).collect()
+        };
+        self.jwt.extend(tainted(&upstream.jwt_authorities));
+        self.wit.extend(tainted(&upstream.wit_authorities));
+    }
+
+    /// Forgets what is no longer in `bundle`, so that the memory of a long life stays small.
+    pub fn forget_beyond(&mut self, bundle: &Bundle) {
+        self.x509.retain(|der| bundle.x509_authorities.iter().any(|root| root.certificate == *der));
+        self.jwt.retain(|id| bundle.jwt_authorities.iter().any(|key| key.key_id == *id));
+        self.wit.retain(|id| bundle.wit_authorities.iter().any(|key| key.key_id == *id));
     }
 }
 
@@ -267,6 +299,45 @@ impl Bundle {
         Ok(revoked)
     }
 
+    /// Takes over what `upstream` publishes of the same trust domain: authorities that are new, taints, and the
+    /// departure of what is in `distrusted`. What this bundle holds beyond that stays: an upstream need not know the
+    /// keys of those below it. Says whether anything changed; if so, the sequence number moves by one.
+    ///
+    /// What `signs` picks (by DER, or by key ID) is left as it is: whoever saw its taint would ask for a new signature
+    /// and get another of the same authority. It has to be replaced first.
+    ///
+    /// `distrusted` is what the upstream has tainted at some time. Only that may go: an authority that is merely
+    /// missing may be missing by a mistake, and trust that is taken away by mistake is an outage.
+    pub fn follow(
+        &mut self,
+        upstream: &Bundle,
+        distrusted: &Distrusted,
+        signs: impl Fn(&[u8], &str) -> bool,
+    ) -> bool {
+        let before =
+            (self.x509_authorities.clone(), self.jwt_authorities.clone(), self.wit_authorities.clone());
+        for theirs in &upstream.x509_authorities {
+            match self.x509_authorities.iter_mut().find(|ours| ours.certificate == theirs.certificate) {
+                Some(ours) => ours.tainted |= theirs.tainted && !signs(&ours.certificate, ""),
+                None => self.x509_authorities.push(theirs.clone()),
+            }
+        }
+        self.x509_authorities.retain(|ours| {
+            !distrusted.x509.contains(&ours.certificate)
+                || upstream.x509_authorities.iter().any(|theirs| theirs.certificate == ours.certificate)
+                || signs(&ours.certificate, "")
+        });
+        follow_keys(&mut self.jwt_authorities, &upstream.jwt_authorities, &distrusted.jwt, &signs);
+        follow_keys(&mut self.wit_authorities, &upstream.wit_authorities, &distrusted.wit, &signs);
+        let (x509, jwt, wit) = before;
+        let changed =
+            x509 != self.x509_authorities || jwt != self.jwt_authorities || wit != self.wit_authorities;
+        if changed {
+            self.bump();
+        }
+        changed
+    }
+
     /// True when both hold the same authorities, in any order, under the same refresh hint; the sequence number does
     /// not count.
     pub fn same_content(&self, other: &Bundle) -> bool {
@@ -292,6 +363,27 @@ fn append_keys(keys: &mut Vec<JwtAuthority>, more: impl IntoIterator<Item = JwtA
             keys.push(key);
         }
     }
+}
+
+fn follow_keys(
+    ours: &mut Vec<JwtAuthority>,
+    theirs: &[JwtAuthority],
+    distrusted: &BTreeSet<String>,
+    signs: &impl Fn(&[u8], &str) -> bool,
+) {
+    append_keys(ours, theirs.iter().cloned());
+    for key in theirs.iter().filter(|key| key.tainted) {
+        // The same ID with another key would be somebody else's key.
+        let same = |have: &&mut JwtAuthority| have.key_id == key.key_id && have.public_key == key.public_key;
+        if let Some(have) = ours.iter_mut().find(same) {
+            have.tainted |= !signs(&[], &have.key_id);
+        }
+    }
+    ours.retain(|key| {
+        !distrusted.contains(&key.key_id)
+            || theirs.iter().any(|listed| listed.key_id == key.key_id)
+            || signs(&[], &key.key_id)
+    });
 }
 
 fn taint_key(keys: &mut [JwtAuthority], key_id: &str) -> Result<JwtAuthority, AuthorityRefusal> {
@@ -412,6 +504,56 @@ mod tests {
         bundle.taint_wit("w").unwrap();
         bundle.revoke_wit("w").unwrap();
         assert_eq!(bundle.sequence_number, 7);
+    }
+
+    #[test]
+    fn an_upstream_adds_taints_and_takes_back_only_what_it_had_tainted() {
+        let none = |_: &[u8], _: &str| false;
+        let (mut ours, mut upstream) = (bundle(), bundle());
+        let mut distrusted = Distrusted::default();
+        ours.append([root(1)], [key("own", None)], []);
+        upstream.append([root(2)], [key("theirs", None)], [key("w", None)]);
+        assert!(ours.follow(&upstream, &distrusted, none));
+        assert_eq!(
+            (ours.x509_authorities.len(), ours.jwt_authorities.len(), ours.sequence_number),
+            (2, 2, 2)
+        );
+        assert!(!ours.follow(&upstream, &distrusted, none), "nothing new");
+
+        // What is only missing stays.
+        assert!(!ours.follow(&bundle(), &distrusted, none));
+
+        upstream.taint_x509(|der| der == [2]).unwrap();
+        upstream.taint_jwt("theirs").unwrap();
+        upstream.taint_wit("w").unwrap();
+        distrusted.note(&upstream);
+        // First what signs has to be replaced; then the taint helps.
+        let signs = |der: &[u8], id: &str| der == [2] || id == "theirs" || id == "w";
+        assert!(!ours.follow(&upstream, &distrusted, signs));
+        assert!(ours.follow(&upstream, &distrusted, none));
+        assert!(ours.x509_authorities[1].tainted && ours.jwt_authorities[1].tainted);
+        assert!(ours.wit_authorities[0].tainted && !ours.x509_authorities[0].tainted);
+
+        // What something depends on is not taken away, and goes when nothing does any more.
+        upstream.revoke_x509(|der| der == [2]).unwrap();
+        upstream.revoke_jwt("theirs").unwrap();
+        upstream.revoke_wit("w").unwrap();
+        assert!(ours.follow(&upstream, &distrusted, |der, id| der == [2] || id == "theirs"));
+        assert_eq!((ours.x509_authorities.len(), ours.jwt_authorities.len()), (2, 2));
+        assert!(ours.follow(&upstream, &distrusted, none));
+        assert_eq!((ours.x509_authorities.len(), ours.jwt_authorities.len()), (1, 1));
+        assert!(ours.wit_authorities.is_empty());
+        distrusted.forget_beyond(&ours);
+        assert_eq!(distrusted, Distrusted::default());
+    }
+
+    #[test]
+    fn a_key_id_that_means_another_key_is_not_tainted() {
+        let (mut ours, mut upstream) = (bundle(), bundle());
+        ours.append([], [key("a", None)], []);
+        let other = JwtAuthority { public_key: vec![9], tainted: true, ..key("a", None) };
+        upstream.append([], [other], []);
+        assert!(!ours.follow(&upstream, &Distrusted::default(), |_, _| false));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use attested_node::{AttestedNode, JoinToken, SerialCheck, SerialError, Seria
 pub use authority::{
     AuthorityKind, AuthoritySlot, AuthoritySlots, RotationStep, SlotError, SlotId, SlotStatus, UnknownName,
 };
-pub use bundle::{AuthorityRefusal, Bundle, JwtAuthority, PruneRefusal, Pruned, X509Authority};
+pub use bundle::{AuthorityRefusal, Bundle, Distrusted, JwtAuthority, PruneRefusal, Pruned, X509Authority};
 pub use dns_name::{DnsName, DnsNameError, overlapping_wildcard};
 pub use entitlement::{EntryIndex, drop_duplicate_hints, matching_entries};
 pub use entry::{Entry, EntryError, EntryId, MAX_ENTRY_ID, MAX_HINT};

@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 
-use bonafide_identity::{Timestamp, TrustDomain};
+use bonafide_identity::TrustDomain;
 use bonafide_pki::key_manager::{self, KeyManager};
 use bonafide_pki::{KeyError, Random};
+use bonafide_runtime::clock::SharedClock;
 
-use crate::config::{Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings};
+use crate::config::{
+    Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
+};
 use crate::node_attestor::Attestors;
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::x509pop::{X509Pop, X509PopError};
 use crate::store::{Store, StoreConfig};
 use crate::upstream_authority::disk::{Disk, DiskConfig};
+use crate::upstream_authority::spire::{Spire, SpireConfig};
+use crate::upstream_authority::vault::{Vault, VaultConfig};
 use crate::upstream_authority::{UpstreamAuthority, UpstreamError};
 
 /// Where private keys are kept.
@@ -25,7 +30,7 @@ pub fn key_manager(settings: &KeyManagerSettings) -> Result<Arc<dyn KeyManager>,
     })
 }
 
-/// Who signs the CA certificate.
+/// Who signs the CA certificate. Nobody else is asked anything yet.
 ///
 /// # Errors
 /// Its files cannot be used.
@@ -33,7 +38,7 @@ pub fn upstream_authority(
     settings: Option<&UpstreamSettings>,
     trust_domain: &TrustDomain,
     random: &Arc<dyn Random>,
-    now: Timestamp,
+    clock: &SharedClock,
 ) -> Result<Option<Arc<dyn UpstreamAuthority>>, UpstreamError> {
     Ok(match settings {
         None => None,
@@ -44,7 +49,23 @@ pub fn upstream_authority(
                 key_file_path: key_path.clone(),
                 bundle_file_path: bundle_path.clone(),
             };
-            Some(Arc::new(Disk::open(config, random.clone(), now)?))
+            Some(Arc::new(Disk::open(config, random.clone(), clock.now())?))
+        }
+        Some(UpstreamSettings::Vault(settings)) => {
+            let VaultSettings { address, ca_cert_path, namespace, pki_mount_point, auth } = settings.clone();
+            let trust_domain = trust_domain.clone();
+            let config =
+                VaultConfig { trust_domain, address, ca_cert_path, namespace, pki_mount_point, auth };
+            Some(Arc::new(Vault::new(config)))
+        }
+        Some(UpstreamSettings::Spire { server_address, workload_api_socket, poll_interval }) => {
+            let config = SpireConfig {
+                trust_domain: trust_domain.clone(),
+                server_address: server_address.clone(),
+                workload_api_socket: workload_api_socket.clone(),
+                poll_interval: *poll_interval,
+            };
+            Some(Arc::new(Spire::new(config, clock.clone(), random.clone())))
         }
     })
 }
@@ -82,10 +103,10 @@ pub fn node_attestors(
 }
 
 /// Whether everything that the configuration names can be used, without starting anything: for `validate`.
-pub fn check(config: &Config, random: &Arc<dyn Random>, now: Timestamp) -> Vec<String> {
+pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> Vec<String> {
     let mut problems = Vec::new();
     if let Err(error) =
-        upstream_authority(config.upstream_authority.as_ref(), &config.trust_domain, random, now)
+        upstream_authority(config.upstream_authority.as_ref(), &config.trust_domain, random, clock)
     {
         problems.push(format!("upstream_authority: {error}"));
     }

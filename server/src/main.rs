@@ -107,7 +107,7 @@ fn run(path: &Path) -> Result<(), BoxError> {
 fn validate(path: &Path) -> Result<(), BoxError> {
     let config = Config::load(path)?;
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
-    let problems = drivers::check(&config, &random, SystemClock.now());
+    let problems = drivers::check(&config, &random, &SystemClock::shared());
     for warning in config.warnings() {
         eprintln!("warning: {warning}");
     }

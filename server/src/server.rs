@@ -23,8 +23,9 @@ use bonafide_proto::spire::server::localauthority::v1::local_authority_server::L
 use bonafide_proto::spire::server::logger::v1::logger_server::LoggerServer;
 use bonafide_proto::spire::server::svid::v1::svid_server::SvidServer;
 use bonafide_runtime::BoxError;
+use bonafide_runtime::backoff::Backoff;
 use bonafide_runtime::clock::{SharedClock, SystemClock};
-use bonafide_runtime::health::{Readiness, serve_http};
+use bonafide_runtime::health::{Readiness, ReadinessGuard, serve_http};
 use bonafide_runtime::listener::{
     ConnectionRegistry, Http2Options, ListenerError, TlsOptions, UnixListenerBound, UnixOptions, bind_unix,
     serve_tls, serve_unix,
@@ -212,17 +213,17 @@ impl Server {
         let store = open_store(&config, &clock).await?;
         store_ready.ready();
         let keys = drivers::key_manager(&config.key_manager)?;
-        let upstream =
-            drivers::upstream_authority(config.upstream_authority.as_ref(), &td, &random, started_at)?;
-        let authorities = Authorities::start(
-            authority_config(&td, &config.authority),
-            keys,
-            upstream,
-            store.clone(),
-            clock.clone(),
-            random.clone(),
-        )
-        .await?;
+        let upstream = drivers::upstream_authority(config.upstream_authority.as_ref(), &td, &random, &clock)?;
+        if let Some(upstream) = upstream.clone() {
+            let shutdown = group.shutdown().clone();
+            group.spawn("upstream authority", async move { upstream.run(shutdown).await });
+        }
+        let begin = || {
+            let config = authority_config(&td, &config.authority);
+            let (keys, upstream, store) = (keys.clone(), upstream.clone(), store.clone());
+            Authorities::start(config, keys, upstream, store, clock.clone(), random.clone())
+        };
+        let authorities = patiently(begin, &authority_ready, &*random).await?;
         authority_ready.ready();
         let issuing = Arc::new(Issuing::new(
             issuing_config(&config.authority),
@@ -389,6 +390,33 @@ fn create_folder(path: &Path) -> Result<(), ServerError> {
         .map_err(|source| ServerError::Folder { path: path.to_owned(), source })
 }
 
+/// Waits for an upstream authority that is away as long as there is no authority to sign with; one that is held makes
+/// waiting unnecessary. Whoever looks at the readiness sees why.
+async fn patiently<F>(
+    mut begin: impl FnMut() -> F,
+    ready: &ReadinessGuard,
+    random: &dyn Random,
+) -> Result<Arc<Authorities>, AuthorityError>
+where
+    F: Future<Output = Result<Arc<Authorities>, AuthorityError>>,
+{
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30), 2.0);
+    loop {
+        let error = match begin().await {
+            Err(AuthorityError::Upstream(error)) => error,
+            outcome => return outcome,
+        };
+        let retry_in = backoff.next(random.u64());
+        tracing::error!(
+            %error,
+            ?retry_in,
+            "there is no authority to sign with, and the upstream authority gives none: the server waits for it"
+        );
+        ready.not_ready(format!("no authority to sign with: {error}"));
+        tokio::time::sleep(retry_in).await;
+    }
+}
+
 async fn open_store(config: &Config, clock: &SharedClock) -> Result<Store, ServerError> {
     let (store_config, clock) = (drivers::store_config(&config.store, &config.trust_domain), clock.clone());
     let opened = tokio::task::spawn_blocking(move || Store::open(store_config, clock)).await;
@@ -450,6 +478,7 @@ fn shared(context: &Arc<Context>, gate: &Arc<Gate>) -> Services {
     let settings = &context.config.authority;
     let bundle = api::bundle::v1::Service::new(
         context.store.clone(),
+        context.authorities.clone(),
         context.td.clone(),
         !settings.disable_jwt_svids,
         !settings.disable_wit_svids,

@@ -41,6 +41,10 @@ pub mod names {
     pub const STORE_WRITES: &str = "bonafide_server_store_writes_total";
     /// End of an authority.
     pub const AUTHORITY_NOT_AFTER: &str = "bonafide_server_authority_not_after_seconds";
+    /// Calls to the upstream authority.
+    pub const UPSTREAM_CALLS: &str = "bonafide_server_upstream_calls_total";
+    /// When the upstream authority last said what it publishes.
+    pub const UPSTREAM_SEEN: &str = "bonafide_server_upstream_seen_seconds";
     /// Connections that the server closed because the peer lost its standing.
     pub const CONNECTIONS_CLOSED: &str = "bonafide_server_connections_closed_total";
     /// Open connections.
@@ -126,6 +130,20 @@ pub const METRICS: &[MetricDoc] = &[
         "seconds",
         &["kind"],
         "When the active authority ends, as Unix time. Alert well before.",
+    ),
+    doc(
+        names::UPSTREAM_CALLS,
+        MetricKind::Counter,
+        "",
+        &["call", "result"],
+        "Calls to the upstream authority: `sign`, `bundle` or `publish`, and whether they were `ok` or `failed`.",
+    ),
+    doc(
+        names::UPSTREAM_SEEN,
+        MetricKind::Gauge,
+        "seconds",
+        &[],
+        "When the upstream authority last said what it publishes, as Unix time. Alert when it stands still for minutes.",
     ),
     doc(
         names::CONNECTIONS_CLOSED,

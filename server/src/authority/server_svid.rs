@@ -79,8 +79,8 @@ impl ServerSvid {
         Ok(self.held.renew_at)
     }
 
-    /// Whether the authority that signed the SVID is tainted. When it is also the active one, renewing would change
-    /// nothing; an active authority cannot be tainted, but the root above it can be, in a bundle from a backup.
+    /// Whether the authority that signed the SVID is tainted, or the root above it. When it is also the active one,
+    /// renewing would change nothing; the rotation replaces the authority first.
     fn tainted(&self) -> bool {
         if self.authorities.x509().authority_id() == self.held.authority_id {
             return false;

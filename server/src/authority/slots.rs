@@ -15,14 +15,14 @@
 //! An active authority whose key is lost cannot sign any more. It becomes old, what it signed goes on verifying,
 //! and a new one takes its place at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bonafide_identity::{
-    AuthorityKind, AuthorityRefusal, AuthoritySlot, AuthoritySlots, Bundle, JwtAuthority, RotationStep,
-    SlotError, SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
+    AuthorityKind, AuthorityRefusal, AuthoritySlot, AuthoritySlots, Bundle, Distrusted, JwtAuthority,
+    RotationStep, SlotError, SlotId, SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
 };
 use bonafide_pki::{
     CaSubject, JwtSigner, KeyError, KeyManager, KeyType, Random, Signer, X509Error, X509Issuer, ca_csr,
@@ -32,6 +32,7 @@ use bonafide_runtime::clock::SharedClock;
 use tokio::sync::{Mutex, watch};
 
 use super::journal;
+use crate::status::names;
 use crate::store::{JournalRecord, Store, StoreError};
 use crate::upstream_authority::{UpstreamAuthority, UpstreamError, prove_chain};
 
@@ -71,7 +72,8 @@ pub struct Authorities {
     taken: Arc<watch::Sender<u64>>,
     clock: SharedClock,
     trust_domain: TrustDomain,
-    has_upstream: bool,
+    upstream: Option<Arc<dyn UpstreamAuthority>>,
+    store: Store,
     jwt_enabled: bool,
     wit_enabled: bool,
 }
@@ -101,8 +103,18 @@ impl Authorities {
         let now = clock.now();
         let (jwt_enabled, wit_enabled) = (config.jwt_enabled, config.wit_enabled);
         let trust_domain = config.trust_domain.clone();
-        let has_upstream = upstream.is_some();
-        let mut steps = Steps { config, keys, upstream, store, random, kinds: HashMap::new() };
+        let (above, stored) = (upstream.clone(), store.clone());
+        let mut steps = Steps {
+            config,
+            keys,
+            upstream,
+            store,
+            random,
+            kinds: HashMap::new(),
+            unfinished: HashMap::new(),
+            distrusted: Distrusted::default(),
+            told: HashSet::new(),
+        };
         for kind in steps.enabled() {
             steps.restore(kind, now).await?;
             if let Err(error) = steps.reconcile(kind, now).await {
@@ -120,7 +132,8 @@ impl Authorities {
             taken: Arc::new(watch::Sender::new(0)),
             clock,
             trust_domain,
-            has_upstream,
+            upstream: above,
+            store: stored,
             jwt_enabled,
             wit_enabled,
         }))
@@ -157,7 +170,7 @@ impl Authorities {
 
     /// Whether CA certificates come from an upstream authority.
     pub fn has_upstream(&self) -> bool {
-        self.has_upstream
+        self.upstream.is_some()
     }
 
     /// The trust domain.
@@ -170,8 +183,57 @@ impl Authorities {
         self.taken.subscribe()
     }
 
-    /// Takes every step that is due at `now`, adds new roots of the upstream authority to the bundle, and returns
-    /// the instant of the next look: the next step that will be due, [`LONGEST_WAIT`] at the latest.
+    /// Looks at what the upstream authority publishes, takes it into the bundle, and takes the steps that follow: an
+    /// authority below a tainted root, or a tainted key, is replaced at once. Does nothing without an upstream, or
+    /// with one that tells its roots with a signature only.
+    ///
+    /// # Errors
+    /// The upstream authority cannot be asked, or a step failed. What was known before stays.
+    pub async fn follow_upstream(&self, now: Timestamp) -> Result<(), AuthorityError> {
+        let Some(upstream) = &self.upstream else { return Ok(()) };
+        // Asked without holding up the steps that somebody else may want to take.
+        let Some(bundle) = counted("bundle", upstream.bundle(now).await)? else { return Ok(()) };
+        metrics::gauge!(names::UPSTREAM_SEEN).set(now.unix_seconds() as f64);
+        self.step(move |steps| Box::pin(steps.follow(bundle, now))).await
+    }
+
+    /// Publishes the key of a server below this one, upward as well where the upstream authority takes keys, and gives
+    /// all keys of that kind in the trust domain.
+    ///
+    /// # Errors
+    /// The upstream authority does not take it, or the store does not.
+    pub async fn publish_key(
+        &self,
+        kind: AuthorityKind,
+        key: JwtAuthority,
+    ) -> Result<Vec<JwtAuthority>, AuthorityError> {
+        let mut keys = match &self.upstream {
+            Some(upstream) => counted("publish", upstream.publish_key(kind, &key).await)?.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        keys.push(key);
+        let mut more = Bundle::empty(self.trust_domain.clone());
+        match kind {
+            AuthorityKind::X509 => {}
+            AuthorityKind::Jwt => more.jwt_authorities = keys,
+            AuthorityKind::Wit => more.wit_authorities = keys,
+        }
+        publish(&self.store, more).await?;
+        let bundle = self.store.state().bundle(&self.trust_domain);
+        Ok(bundle.map_or_else(Vec::new, |bundle| match kind {
+            AuthorityKind::X509 => Vec::new(),
+            AuthorityKind::Jwt => bundle.jwt_authorities.clone(),
+            AuthorityKind::Wit => bundle.wit_authorities.clone(),
+        }))
+    }
+
+    /// How long to wait between two calls of [`Self::follow_upstream`]; `None` without an upstream authority.
+    pub fn upstream_poll_interval(&self) -> Option<Duration> {
+        self.upstream.as_ref().map(|upstream| upstream.poll_interval())
+    }
+
+    /// Takes every step that is due at `now`, and returns the instant of the next look: the next step that will be
+    /// due, [`LONGEST_WAIT`] at the latest.
     ///
     /// # Errors
     /// The first step that failed; the others have been tried all the same.
@@ -270,6 +332,24 @@ struct Steps {
     store: Store,
     random: Arc<dyn Random>,
     kinds: HashMap<AuthorityKind, KindState>,
+    /// Keys that were made for an authority that the upstream did not confirm. The next attempt takes the same key,
+    /// so that an upstream that is away for a day does not cost a key each second.
+    unfinished: HashMap<AuthorityKind, Unfinished>,
+    /// What the upstream has tainted in the life of this process.
+    distrusted: Distrusted,
+    /// The keys that the upstream knows, or need not know, by ID. Each is told once in the life of a process: telling
+    /// it again and again would bring back a key that somebody has revoked upstream.
+    told: HashSet<String>,
+}
+
+/// A key in a slot, waiting for the upstream.
+#[derive(Clone)]
+struct Unfinished {
+    slot: SlotId,
+    signer: Arc<dyn Signer>,
+    /// JWT and WIT: under which ID it is published. The same again, since the upstream may have taken it although its
+    /// answer was lost.
+    token_key_id: String,
 }
 
 /// The slots of one kind and what belongs to the authorities in them, by authority ID.
@@ -303,6 +383,21 @@ struct Made {
     material: Material,
     /// X.509 only: what goes into the bundle.
     roots: Vec<Vec<u8>>,
+    /// JWT and WIT only: what the upstream says of the others.
+    keys: Vec<JwtAuthority>,
+}
+
+/// Key identifiers, of roots and of token keys.
+#[derive(Clone)]
+struct Signing(HashSet<String>);
+
+impl Signing {
+    fn holds(&self, certificate: &[u8], key_id: &str) -> bool {
+        if certificate.is_empty() {
+            return self.0.contains(key_id);
+        }
+        inspect(certificate).ok().and_then(|info| info.ski).is_some_and(|ski| self.0.contains(&ski))
+    }
 }
 
 impl Steps {
@@ -443,59 +538,158 @@ impl Steps {
         let mut more = Bundle::empty(self.config.trust_domain.clone());
         for slot in state.slots.iter().filter(|slot| self.usable(kind, slot, now)) {
             let Some(material) = state.material.get(&slot.authority_id) else { continue };
-            match (kind, &self.upstream) {
-                (AuthorityKind::X509, Some(upstream)) => match upstream.roots(now).await {
-                    Ok(roots) => more.x509_authorities.extend(roots.into_iter().map(root)),
-                    Err(error) => tracing::error!(%error, "the roots of the upstream authority are unknown"),
-                },
-                (AuthorityKind::X509, None) => {
+            match kind {
+                // Roots are the upstream's, and are looked at right after the start.
+                AuthorityKind::X509 if self.upstream.is_some() => {}
+                AuthorityKind::X509 => {
                     more.x509_authorities.extend(material.chain.first().cloned().map(root));
                 }
-                (AuthorityKind::Jwt, _) => more.jwt_authorities.push(token_key(slot, material)),
-                (AuthorityKind::Wit, _) => more.wit_authorities.push(token_key(slot, material)),
+                AuthorityKind::Jwt => more.jwt_authorities.push(token_key(slot, material)),
+                AuthorityKind::Wit => more.wit_authorities.push(token_key(slot, material)),
             }
         }
-        self.publish(more).await
-    }
-
-    /// Adds to the bundle what is not in it.
-    async fn publish(&self, more: Bundle) -> Result<(), AuthorityError> {
-        let present = self.store.state().bundle(&self.config.trust_domain);
-        let mut known =
-            present.map_or_else(|| Bundle::empty(more.trust_domain.clone()), |b| Bundle::clone(&b));
-        if !append(&mut known, more.clone()) {
-            return Ok(());
-        }
-        self.store
-            .write(move |unit| {
-                journal::change_bundle(unit, &more.trust_domain.clone(), |b| {
-                    append(b, more);
-                    Ok(())
-                })
-            })
-            .await?;
-        Ok(())
+        publish(&self.store, more).await
     }
 
     async fn tick(&mut self, now: Timestamp) -> Result<Timestamp, AuthorityError> {
         let mut failed = None;
-        if let Some(upstream) = &self.upstream {
-            let published = match upstream.roots(now).await {
-                Ok(roots) => {
-                    let mut more = Bundle::empty(self.config.trust_domain.clone());
-                    more.x509_authorities.extend(roots.into_iter().map(root));
-                    self.publish(more).await
-                }
-                Err(error) => Err(error.into()),
-            };
-            failed = failed.or(published.err());
-        }
         for kind in self.enabled() {
             failed = failed.or(self.reconcile(kind, now).await.err());
         }
         match failed {
             Some(error) => Err(error),
             None => Ok(self.next_look(now)),
+        }
+    }
+
+    /// Takes over what the upstream publishes, and what follows from it.
+    async fn follow(&mut self, upstream: Bundle, now: Timestamp) -> Result<(), AuthorityError> {
+        self.distrusted.note(&upstream);
+        self.merge(&upstream, now).await?;
+        let mut failed = self.tell(&upstream, now).await.err();
+        for kind in self.enabled() {
+            failed = failed.or(self.reconcile(kind, now).await.err());
+        }
+        // What has just been replaced can be called tainted now.
+        self.merge(&upstream, now).await?;
+        for kind in self.enabled() {
+            failed = failed.or(self.judge_old(kind).await.err());
+        }
+        let bundle = self.own_bundle();
+        self.distrusted.forget_beyond(&bundle);
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn merge(&self, upstream: &Bundle, now: Timestamp) -> Result<(), AuthorityError> {
+        let (signing, distrusted) = (self.signing(now), self.distrusted.clone());
+        let mut preview = self.own_bundle();
+        if !preview.follow(upstream, &distrusted, |der, id| signing.holds(der, id)) {
+            return Ok(());
+        }
+        let upstream = upstream.clone();
+        let written = self.store.write(move |unit| {
+            journal::change_bundle(unit, &upstream.trust_domain, |bundle| {
+                bundle.follow(&upstream, &distrusted, |der, id| signing.holds(der, id));
+                Ok(())
+            })
+        });
+        written.await?;
+        let (roots, keys) = (preview.x509_authorities.len(), preview.jwt_authorities.len());
+        let tainted = preview.x509_authorities.iter().filter(|root| root.tainted).count();
+        tracing::info!(roots, tainted, keys, "the bundle follows the upstream authority");
+        Ok(())
+    }
+
+    /// Publishes upward the keys of ours that the upstream has not been told: those of before there was an upstream,
+    /// and those that it lost.
+    async fn tell(&mut self, known: &Bundle, now: Timestamp) -> Result<(), AuthorityError> {
+        let knows =
+            |id: &str| known.jwt_authorities.iter().chain(&known.wit_authorities).any(|key| key.key_id == id);
+        let Some(upstream) = self.upstream.clone() else { return Ok(()) };
+        let mut more = Bundle::empty(self.config.trust_domain.clone());
+        let mut failed = None;
+        for kind in [AuthorityKind::Jwt, AuthorityKind::Wit] {
+            let Some(state) = self.kinds.get(&kind) else { continue };
+            for slot in state.slots.iter() {
+                let id = &slot.authority_id;
+                let wanted = slot.status != SlotStatus::Old
+                    && self.usable(kind, slot, now)
+                    && !self.compromised(kind, slot)
+                    && !self.told.contains(id);
+                let Some(material) = state.material.get(id).filter(|_| wanted) else { continue };
+                if !knows(id) {
+                    match counted("publish", upstream.publish_key(kind, &token_key(slot, material)).await) {
+                        Ok(None) => {}
+                        Ok(Some(keys)) if kind == AuthorityKind::Jwt => more.jwt_authorities.extend(keys),
+                        Ok(Some(keys)) => more.wit_authorities.extend(keys),
+                        Err(error) => {
+                            failed = Some(error.into());
+                            continue;
+                        }
+                    }
+                }
+                self.told.insert(id.clone());
+            }
+        }
+        publish(&self.store, more).await?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn own_bundle(&self) -> Bundle {
+        let trust_domain = &self.config.trust_domain;
+        let bundle = self.store.state().bundle(trust_domain);
+        bundle.map_or_else(|| Bundle::empty(trust_domain.clone()), |bundle| Bundle::clone(&bundle))
+    }
+
+    /// What is trusted through what signs now.
+    fn signing(&self, now: Timestamp) -> Signing {
+        let active = self.kinds.iter().filter_map(|(kind, state)| Some((*kind, state.slots.active()?)));
+        let active = active.filter(|(kind, slot)| self.usable(*kind, slot, now));
+        Signing(active.map(|(kind, slot)| trusted_through(kind, slot).to_owned()).collect())
+    }
+
+    /// Whether what this authority is trusted through is tainted: its own key, or the root above it. The bundle says so,
+    /// or the upstream does and the bundle cannot yet, because it is what signs.
+    fn compromised(&self, kind: AuthorityKind, slot: &AuthoritySlot) -> bool {
+        let Some(bundle) = self.store.state().bundle(&self.config.trust_domain) else { return false };
+        let id = trusted_through(kind, slot);
+        let key = |keys: &[JwtAuthority]| keys.iter().any(|key| key.tainted && key.key_id == id);
+        match kind {
+            AuthorityKind::X509 => {
+                let tainted = bundle.x509_authorities.iter().filter(|root| root.tainted);
+                let mut tainted = tainted.map(|root| &root.certificate).chain(&self.distrusted.x509);
+                tainted.any(|certificate| has_key_id(certificate, id))
+            }
+            AuthorityKind::Jwt => key(&bundle.jwt_authorities) || self.distrusted.jwt.contains(id),
+            AuthorityKind::Wit => key(&bundle.wit_authorities) || self.distrusted.wit.contains(id),
+        }
+    }
+
+    /// Marks the old authority when the bundle says that it is tainted, and forgets it when it was and is in the bundle
+    /// no more: what the upstream does to its own is done here as well.
+    async fn judge_old(&mut self, kind: AuthorityKind) -> Result<(), AuthorityError> {
+        let Some(old) = self.slots(kind)?.old().cloned() else { return Ok(()) };
+        let mut next = self.state(kind)?.clone();
+        if !old.tainted && self.compromised(kind, &old) {
+            next.slots.distrust_old();
+            tracing::warn!(%kind, authority = %old.authority_id, "the old authority is tainted by the upstream");
+        } else if old.tainted && self.upstream.is_some() && !self.published(kind, &old) {
+            next.slots.forget_old(&old.authority_id);
+            tracing::warn!(%kind, authority = %old.authority_id, "the old authority is revoked by the upstream");
+        } else {
+            return Ok(());
+        }
+        self.commit(kind, next, |_| Ok(())).await
+    }
+
+    fn published(&self, kind: AuthorityKind, slot: &AuthoritySlot) -> bool {
+        let (bundle, id) = (self.own_bundle(), trusted_through(kind, slot));
+        match kind {
+            AuthorityKind::X509 => {
+                bundle.x509_authorities.iter().any(|root| has_key_id(&root.certificate, id))
+            }
+            AuthorityKind::Jwt => bundle.jwt_authorities.iter().any(|key| key.key_id == id),
+            AuthorityKind::Wit => bundle.wit_authorities.iter().any(|key| key.key_id == id),
         }
     }
 
@@ -518,7 +712,7 @@ impl Steps {
                 }
             }
         }
-        Ok(())
+        self.judge_old(kind).await
     }
 
     fn due(&self, kind: AuthorityKind, now: Timestamp) -> Result<Option<RotationStep>, AuthorityError> {
@@ -530,6 +724,17 @@ impl Steps {
                 None => RotationStep::Prepare(slots.free_slot()),
             }));
         }
+        if slots.active().is_some_and(|active| self.compromised(kind, active)) {
+            return Ok(match prepared {
+                Some(prepared) if !self.compromised(kind, prepared) => Some(RotationStep::Activate),
+                // The upstream goes on signing below the root that it has tainted. It will stop, but asking it at each
+                // look would not hasten that.
+                Some(prepared) if now.saturating_since(prepared.issued_at) < BETWEEN_TAINTED => None,
+                _ => Some(RotationStep::Prepare(slots.free_slot())),
+            });
+        }
+        // A prepared authority that has been tainted meanwhile must not sign.
+        let prepared = prepared.filter(|prepared| !self.compromised(kind, prepared));
         Ok(match (slots.due(now), prepared) {
             (Some(RotationStep::Activate), None) => Some(RotationStep::Prepare(slots.free_slot())),
             // An upstream that ends soon gives nothing that lives longer than what there is. Asking at each look
@@ -551,13 +756,25 @@ impl Steps {
         now: Timestamp,
     ) -> Result<AuthoritySlot, AuthorityError> {
         let mut next = self.state(kind)?.clone();
-        let key_id = kind.key_id(next.slots.free_slot());
-        // From here on the former key of the slot is gone. It belongs to an old authority, or to a prepared one that
-        // is not going to be used.
-        let signer = self.keys.generate(key_id, self.key_type(kind)).await?;
-        let made = match kind {
-            AuthorityKind::X509 => self.make_ca(signer, now).await?,
-            AuthorityKind::Jwt | AuthorityKind::Wit => self.make_key(signer, now),
+        let place = next.slots.free_slot();
+        let unfinished = match self.unfinished.remove(&kind) {
+            Some(unfinished) if unfinished.slot == place => unfinished,
+            // From here on the former key of the slot is gone. It belongs to an old authority, or to a prepared one
+            // that is not going to be used.
+            _ => Unfinished {
+                slot: place,
+                signer: self.keys.generate(kind.key_id(place), self.key_type(kind)).await?,
+                token_key_id: random_key_id(&*self.random),
+            },
+        };
+        let made = match self.make(kind, &unfinished, now).await {
+            Ok(made) => made,
+            Err(error) => {
+                if matches!(error, AuthorityError::Upstream(_)) {
+                    self.unfinished.insert(kind, unfinished);
+                }
+                return Err(error);
+            }
         };
         let slot = next
             .slots
@@ -566,8 +783,14 @@ impl Steps {
         let mut more = Bundle::empty(self.config.trust_domain.clone());
         match kind {
             AuthorityKind::X509 => more.x509_authorities.extend(made.roots.into_iter().map(root)),
-            AuthorityKind::Jwt => more.jwt_authorities.push(token_key(&slot, &made.material)),
-            AuthorityKind::Wit => more.wit_authorities.push(token_key(&slot, &made.material)),
+            AuthorityKind::Jwt => {
+                more.jwt_authorities.push(token_key(&slot, &made.material));
+                more.jwt_authorities.extend(made.keys);
+            }
+            AuthorityKind::Wit => {
+                more.wit_authorities.push(token_key(&slot, &made.material));
+                more.wit_authorities.extend(made.keys);
+            }
         }
         next.material.insert(made.authority_id, made.material);
         self.commit(kind, next, |bundle| {
@@ -672,6 +895,32 @@ impl Steps {
         }
     }
 
+    /// An authority with the key of `unfinished`, known to the upstream.
+    async fn make(
+        &mut self,
+        kind: AuthorityKind,
+        unfinished: &Unfinished,
+        now: Timestamp,
+    ) -> Result<Made, AuthorityError> {
+        let signer = Arc::clone(&unfinished.signer);
+        if kind == AuthorityKind::X509 {
+            return self.make_ca(signer, now).await;
+        }
+        let mut made = self.make_key(signer, unfinished.token_key_id.clone(), now);
+        if let Some(upstream) = &self.upstream {
+            let key = JwtAuthority {
+                key_id: made.authority_id.clone(),
+                public_key: made.material.public_key.clone(),
+                expires_at: Some(made.not_after),
+                tainted: false,
+            };
+            // Before anything is signed with it, or somebody would refuse what it signs.
+            made.keys = counted("publish", upstream.publish_key(kind, &key).await)?.unwrap_or_default();
+            self.told.insert(key.key_id);
+        }
+        Ok(made)
+    }
+
     async fn make_ca(&self, signer: Arc<dyn Signer>, now: Timestamp) -> Result<Made, AuthorityError> {
         let AuthorityConfig { trust_domain, ca_ttl, ca_subject, .. } = &self.config;
         let serial = random_serial(&*self.random);
@@ -690,7 +939,7 @@ impl Steps {
             }
             Some(upstream) => {
                 let csr = ca_csr(&*signer, trust_domain, ca_subject, &serial)?;
-                let ca = upstream.mint_ca(&csr, *ca_ttl, now).await?;
+                let ca = counted("sign", upstream.mint_ca(&csr, *ca_ttl, now).await)?;
                 (ca.chain, ca.roots)
             }
         };
@@ -720,11 +969,11 @@ impl Steps {
                 issuer: Some(Issuer::X509(Arc::new(issuer))),
             },
             roots,
+            keys: Vec::new(),
         })
     }
 
-    fn make_key(&self, signer: Arc<dyn Signer>, now: Timestamp) -> Made {
-        let authority_id = random_key_id(&*self.random);
+    fn make_key(&self, signer: Arc<dyn Signer>, authority_id: String, now: Timestamp) -> Made {
         let not_after = capped(self.config.ca_ttl, now, FAR_FUTURE).not_after;
         let public_key = signer.public_key().spki_der().to_vec();
         let signer = JwtSigner::new(authority_id.clone(), signer);
@@ -738,6 +987,7 @@ impl Steps {
                 issuer: Some(Issuer::Token(Arc::new(TokenIssuer { signer, not_after }))),
             },
             roots: Vec::new(),
+            keys: Vec::new(),
         }
     }
 
@@ -815,6 +1065,38 @@ pub enum AuthorityError {
     Interrupted,
 }
 
+/// Adds to the bundle what is not in it.
+async fn publish(store: &Store, more: Bundle) -> Result<(), AuthorityError> {
+    let present = store.state().bundle(&more.trust_domain);
+    let mut known = present.map_or_else(|| Bundle::empty(more.trust_domain.clone()), |b| Bundle::clone(&b));
+    if !append(&mut known, more.clone()) {
+        return Ok(());
+    }
+    let written = store.write(move |unit| {
+        journal::change_bundle(unit, &more.trust_domain.clone(), |bundle| {
+            append(bundle, more);
+            Ok(())
+        })
+    });
+    written.await?;
+    Ok(())
+}
+
+/// Counts a call to the upstream authority.
+fn counted<T>(call: &'static str, result: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
+    let outcome = if result.is_ok() { "ok" } else { "failed" };
+    metrics::counter!(names::UPSTREAM_CALLS, "call" => call, "result" => outcome).increment(1);
+    result
+}
+
+/// The identifier of what others trust this authority through: the root above it, or its own certificate or key.
+fn trusted_through(kind: AuthorityKind, slot: &AuthoritySlot) -> &str {
+    match (kind, &slot.upstream_authority_id) {
+        (AuthorityKind::X509, Some(root)) => root,
+        _ => &slot.authority_id,
+    }
+}
+
 fn append(bundle: &mut Bundle, more: Bundle) -> bool {
     bundle.append(more.x509_authorities, more.jwt_authorities, more.wit_authorities)
 }
@@ -850,8 +1132,11 @@ fn chain(error: &AuthorityError) -> String {
     bonafide_runtime::tasks::chain(error)
 }
 
-/// A look costs nothing, and finds what changed without a step being due: the files of an upstream authority.
+/// A look costs nothing, and finds what changed without a step being due: a clock that was set.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// How often an upstream is asked again that signs below a root that it has tainted.
+const BETWEEN_TAINTED: Duration = Duration::from_secs(60);
 
 /// A step that stays due in spite of being taken must not keep a processor busy.
 const SHORTEST_WAIT: Duration = Duration::from_millis(50);

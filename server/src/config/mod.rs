@@ -21,9 +21,11 @@ use serde::Deserialize as _;
 
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
+use crate::upstream_authority::Address;
+use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
 use raw::{
     Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
-    RawUpstreamDisk, RawX509Pop,
+    RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
 };
 
 /// Where the local administration socket lies when neither the configuration nor a flag says otherwise.
@@ -135,6 +137,32 @@ pub enum UpstreamSettings {
         /// PEM: the roots, when the certificate is not itself a root.
         bundle_path: Option<PathBuf>,
     },
+    /// Another server of the same trust domain, ours or SPIRE.
+    Spire {
+        /// Where it listens.
+        server_address: Address,
+        /// The Workload API socket of an agent of that server.
+        workload_api_socket: PathBuf,
+        /// Time between two looks at its bundle.
+        poll_interval: Duration,
+    },
+    /// The PKI engine of HashiCorp Vault or OpenBao.
+    Vault(VaultSettings),
+}
+
+/// The PKI engine of HashiCorp Vault or OpenBao.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VaultSettings {
+    /// Where it listens.
+    pub address: VaultAddress,
+    /// PEM with the roots that its certificate is verified with.
+    pub ca_cert_path: Option<PathBuf>,
+    /// The namespace.
+    pub namespace: Option<String>,
+    /// Where the PKI engine is mounted.
+    pub pki_mount_point: String,
+    /// How a token is had.
+    pub auth: VaultAuth,
 }
 
 /// Where entries, agents, bundles and tokens are kept.
@@ -317,7 +345,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
     let audit = audit(raw.audit, &data, problems);
     let authority = authority(raw.authority, problems);
     let key_manager = key_manager(raw.key_manager, &data, problems);
-    let upstream_authority = raw.upstream_authority.disk.map(|disk| upstream(disk, problems));
+    let upstream_authority = upstream(raw.upstream_authority, problems);
     let store = store(raw.store, &data, problems);
     let node_attestor = node_attestor(raw.node_attestor, problems);
     let ratelimit = RateLimitSettings {
@@ -463,7 +491,119 @@ fn key_manager(
     }
 }
 
-fn upstream(raw: RawUpstreamDisk, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+/// The one upstream authority that is configured, `None` inside when it has mistakes.
+fn upstream(raw: RawUpstream, problems: &mut Problems<'_>) -> Option<Option<UpstreamSettings>> {
+    let RawUpstream { disk, spire, vault } = raw;
+    let named =
+        [(disk.is_some(), "disk"), (spire.is_some(), "spire"), (vault.is_some(), "vault")].into_iter();
+    let named: Vec<&str> = named.filter(|(there, _)| *there).map(|(_, name)| name).collect();
+    for other in named.iter().skip(1) {
+        problems.push(
+            format!("upstream_authority.{other}"),
+            format!("remove this or upstream_authority.{}: there can be one upstream authority", named[0]),
+        );
+    }
+    let disk = disk.map(|disk| upstream_disk(disk, problems));
+    let spire = spire.map(|spire| upstream_spire(spire, problems));
+    let vault = vault.map(|vault| upstream_vault(vault, problems));
+    disk.or(spire).or(vault)
+}
+
+fn upstream_vault(raw: RawVault, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+    const KEY: &str = "upstream_authority.vault";
+    let address = problems.required(format!("{KEY}.address"), raw.address);
+    let address: Option<VaultAddress> =
+        address.and_then(|text| problems.take(format!("{KEY}.address"), text.parse()));
+    if let Some(address) = &address {
+        problems.check(
+            !address.is_tls() || raw.ca_cert_path.is_some(),
+            format!("{KEY}.ca_cert_path"),
+            "is required with https: a PEM file with the roots that the certificate is verified with",
+        );
+    }
+    let pki_mount_point = vault_mount(problems, "pki_mount_point", raw.pki_mount_point, "pki");
+    let mut methods = Vec::new();
+    if let Some(token) = raw.token {
+        let token_file = problems.required(format!("{KEY}.token.token_file"), token.token_file);
+        methods.push(token_file.map(|token_file| VaultAuth::Token { token_file }));
+    }
+    if let Some(approle) = raw.approle {
+        let mount_point = vault_mount(problems, "approle.mount_point", approle.mount_point, "approle");
+        let role_id = problems.required(format!("{KEY}.approle.role_id"), approle.role_id);
+        let file = problems.required(format!("{KEY}.approle.secret_id_file"), approle.secret_id_file);
+        methods.push(role_id.zip(file).map(|(role_id, secret_id_file)| VaultAuth::AppRole {
+            mount_point,
+            role_id,
+            secret_id_file,
+        }));
+    }
+    if let Some(cert) = raw.cert {
+        let mount_point = vault_mount(problems, "cert.mount_point", cert.mount_point, "cert");
+        let certificate = problems.required(format!("{KEY}.cert.client_cert_path"), cert.client_cert_path);
+        let key = problems.required(format!("{KEY}.cert.client_key_path"), cert.client_key_path);
+        let tls = address.as_ref().is_none_or(VaultAddress::is_tls);
+        problems.check(tls, format!("{KEY}.cert"), "needs an address with https");
+        methods.push(certificate.zip(key).map(|(client_cert_path, client_key_path)| {
+            VaultAuth::Certificate { mount_point, role: cert.role, client_cert_path, client_key_path }
+        }));
+    }
+    if let Some(kubernetes) = raw.kubernetes {
+        let mount_point =
+            vault_mount(problems, "kubernetes.mount_point", kubernetes.mount_point, "kubernetes");
+        let role = problems.required(format!("{KEY}.kubernetes.role"), kubernetes.role);
+        let token_path = kubernetes
+            .token_path
+            .unwrap_or_else(|| PathBuf::from("/var/run/secrets/kubernetes.io/serviceaccount/token"));
+        methods.push(role.map(|role| VaultAuth::Kubernetes { mount_point, role, token_path }));
+    }
+    problems.check(
+        methods.len() == 1,
+        KEY,
+        "needs exactly one of the tables token, approle, cert and kubernetes: how to log in",
+    );
+    Some(UpstreamSettings::Vault(VaultSettings {
+        address: address?,
+        ca_cert_path: raw.ca_cert_path,
+        namespace: raw.namespace,
+        pki_mount_point,
+        auth: methods.pop()??,
+    }))
+}
+
+/// A mount point, which becomes a part of the path of a request.
+fn vault_mount(problems: &mut Problems<'_>, key: &str, mount: Option<String>, default: &str) -> String {
+    let mount = mount.map_or_else(|| default.to_owned(), |mount| mount.trim_matches('/').to_owned());
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    let good = !mount.is_empty() && mount.chars().all(plain) && mount.split('/').all(|part| part != "..");
+    problems.check(
+        good,
+        format!("upstream_authority.vault.{key}"),
+        format!("must be the path of a mount, such as {default:?}"),
+    );
+    mount
+}
+
+fn upstream_spire(raw: RawUpstreamSpire, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+    const ADDRESS: &str = "upstream_authority.spire.server_address";
+    let address = problems.required(ADDRESS, raw.server_address);
+    let address = address
+        .and_then(|text| problems.take(ADDRESS, text.parse().map_err(|error| format!("{text:?}: {error}"))));
+    let workload_api_socket =
+        problems.required("upstream_authority.spire.workload_api_socket", raw.workload_api_socket);
+    let poll_interval = raw.poll_interval.map_or(Duration::from_secs(5), |HumanDuration(interval)| interval);
+    problems.check(
+        (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&poll_interval),
+        "upstream_authority.spire.poll_interval",
+        "must be from 100ms to 1m",
+    );
+    Some(UpstreamSettings::Spire {
+        server_address: address?,
+        workload_api_socket: workload_api_socket?,
+        poll_interval,
+    })
+}
+
+fn upstream_disk(raw: RawUpstreamDisk, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
     let certificate_path =
         problems.required("upstream_authority.disk.certificate_path", raw.certificate_path);
     let key_path = problems.required("upstream_authority.disk.key_path", raw.key_path);
@@ -671,6 +811,40 @@ mod tests {
     }
 
     #[test]
+    fn there_is_one_upstream_authority_with_one_way_to_log_in() {
+        let spire =
+            "[upstream_authority.spire]\nserver_address = \"root:8081\"\nworkload_api_socket = \"/s\"\n";
+        let config = parse(&format!("{MINIMAL}{spire}")).unwrap();
+        assert_eq!(
+            config.upstream_authority,
+            Some(UpstreamSettings::Spire {
+                server_address: Address { host: "root".to_owned(), port: 8081 },
+                workload_api_socket: "/s".into(),
+                poll_interval: Duration::from_secs(5),
+            })
+        );
+        let vault = "[upstream_authority.vault]\naddress = \"https://v:8200\"\nca_cert_path = \"/ca\"\n";
+        let token = "[upstream_authority.vault.token]\ntoken_file = \"/t\"\n";
+        parse(&format!("{MINIMAL}{vault}{token}")).unwrap();
+        for (text, key) in [
+            (format!("{spire}{vault}{token}"), "upstream_authority.vault: remove"),
+            (spire.replace("root:8081", "root"), "upstream_authority.spire.server_address"),
+            (format!("{spire}poll_interval = \"1ms\""), "upstream_authority.spire.poll_interval"),
+            (vault.to_owned(), "upstream_authority.vault: needs exactly one"),
+            (format!("{vault}{token}[upstream_authority.vault.kubernetes]\nrole = \"r\""), "upstream_authority.vault: needs"),
+            (format!("{vault}pki_mount_point = \"../sys\"\n{token}"), "upstream_authority.vault.pki_mount_point"),
+            (
+                "[upstream_authority.vault]\naddress = \"https://v\"\n[upstream_authority.vault.token]\ntoken_file = \"/t\"".to_owned(),
+                "upstream_authority.vault.ca_cert_path",
+            ),
+            (format!("{vault}{token}").replace("https", "http"), "upstream_authority.vault.address"),
+        ] {
+            let found = problems(&format!("{MINIMAL}{text}\n"));
+            assert!(found.iter().any(|problem| problem.starts_with(key)), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
     fn lifetimes_that_cannot_be_kept_are_warned_about() {
         let config = parse(&format!("{MINIMAL}[authority]\nca_ttl = \"1h\"\n")).unwrap();
         let warnings = config.warnings();
@@ -690,7 +864,9 @@ mod tests {
     fn the_reference_lists_exactly_the_keys_that_are_read() {
         let raw: Raw = parse_toml(
             Path::new("x"),
-            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[node_attestor.x509pop]\n",
+            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
+             [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
+             [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n",
         )
         .unwrap()
         .0;

@@ -81,6 +81,42 @@ raw! {
     RawMemory {}
     RawUpstream {
         disk: Option<RawUpstreamDisk>,
+        spire: Option<RawUpstreamSpire>,
+        vault: Option<RawVault>,
+    }
+    RawVault {
+        address: Option<String>,
+        ca_cert_path: Option<PathBuf>,
+        namespace: Option<String>,
+        pki_mount_point: Option<String>,
+        token: Option<RawVaultToken>,
+        approle: Option<RawVaultAppRole>,
+        cert: Option<RawVaultCert>,
+        kubernetes: Option<RawVaultKubernetes>,
+    }
+    RawVaultToken {
+        token_file: Option<PathBuf>,
+    }
+    RawVaultAppRole {
+        mount_point: Option<String>,
+        role_id: Option<String>,
+        secret_id_file: Option<PathBuf>,
+    }
+    RawVaultCert {
+        mount_point: Option<String>,
+        role: Option<String>,
+        client_cert_path: Option<PathBuf>,
+        client_key_path: Option<PathBuf>,
+    }
+    RawVaultKubernetes {
+        mount_point: Option<String>,
+        role: Option<String>,
+        token_path: Option<PathBuf>,
+    }
+    RawUpstreamSpire {
+        server_address: Option<String>,
+        workload_api_socket: Option<PathBuf>,
+        poll_interval: Option<HumanDuration>,
     }
     RawUpstreamDisk {
         certificate_path: Option<PathBuf>,

@@ -48,6 +48,17 @@ pub fn spawn(group: &mut TaskGroup, parts: Parts) -> Vec<Periodic> {
         async move { Ok(NextRun::At(authorities.tick(now).await?)) }
     });
 
+    if let Some(interval) = authorities.upstream_poll_interval() {
+        let followed = Arc::clone(&authorities);
+        tasks.start("upstream bundle", Schedule::every(interval), move |now| {
+            let authorities = Arc::clone(&followed);
+            async move {
+                authorities.follow_upstream(now).await?;
+                Ok(NextRun::Usual)
+            }
+        });
+    }
+
     let svid = Arc::new(Mutex::new(server_svid));
     let schedule =
         Schedule { interval: Duration::from_secs(5), retry: Duration::from_millis(100), immediately: true };

@@ -1,7 +1,7 @@
 //! An upstream authority whose certificate and key are files.
 //!
-//! The files are looked at on each use and read again when one of them has changed, so an operator rotates the
-//! root by replacing files. A replacement that cannot work (wrong key, expired, chain without root) is refused
+//! The files are looked at on each use, of which the poll for roots is the most frequent, and read again when one of
+//! them has changed, so an operator rotates the root by replacing files. A replacement that cannot work (wrong key, expired, chain without root) is refused
 //! with the reason in the log, and what was read before goes on working: a half-copied file must not stop a
 //! trust domain. What would be refused later by relying parties is found here, by verifying a certificate chain
 //! signed for nobody with the same verifier that relying parties use.
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bonafide_identity::{Timestamp, TrustDomain, capped};
+use bonafide_identity::{Bundle, Timestamp, TrustDomain, X509Authority, capped};
 use bonafide_pki::{
     PrivateKey, Random, Signer, VerifiedCsr, X509Error, X509Issuer, inspect, pem, random_serial,
     x509::CaIssuer,
@@ -141,8 +141,11 @@ impl UpstreamAuthority for Disk {
         Ok(UpstreamCa { chain, roots: loaded.roots.clone() })
     }
 
-    async fn roots(&self, now: Timestamp) -> Result<Vec<Vec<u8>>, UpstreamError> {
-        Ok(self.current(now).roots.clone())
+    async fn bundle(&self, now: Timestamp) -> Result<Option<Bundle>, UpstreamError> {
+        let mut bundle = Bundle::empty(self.config.trust_domain.clone());
+        let root = |der: &Vec<u8>| X509Authority { certificate: der.clone(), tainted: false };
+        bundle.x509_authorities.extend(self.current(now).roots.iter().map(root));
+        Ok(Some(bundle))
     }
 }
 

@@ -1,12 +1,26 @@
 //! Where CA certificates come from when the trust domain hangs below somebody else's root.
+//!
+//! An upstream authority signs ([`UpstreamAuthority::mint_ca`]), and it may tell more: what it publishes now, with
+//! taints ([`UpstreamAuthority::bundle`]), which a task polls and takes into the bundle; and it may take token keys
+//! upward ([`UpstreamAuthority::publish_key`]), so that tokens of this server verify in the whole trust domain.
+//!
+//! Polling and not a stream, because none of those above has one: SPIRE's server API has no stream of bundles, and
+//! files, Vault and cert-manager are asked anyway.
 
+mod address;
 pub mod disk;
+pub mod spire;
+pub mod vault;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::{SerialNumber, Timestamp, TrustDomain, capped};
+use bonafide_identity::{AuthorityKind, Bundle, JwtAuthority, SerialNumber, Timestamp, TrustDomain, capped};
 use bonafide_pki::{LeafProfile, PublicKey, Subject, TrustRoots, X509Issuer, verify_svid_chain};
+use bonafide_runtime::BoxError;
+use bonafide_runtime::shutdown::Shutdown;
+
+pub use address::Address;
 
 /// A CA certificate from upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +31,7 @@ pub struct UpstreamCa {
     pub roots: Vec<Vec<u8>>,
 }
 
-/// Signs CA certificates for this server.
+/// Signs CA certificates for this server. Every call ends within a bounded time, whatever the other side does.
 #[async_trait::async_trait]
 pub trait UpstreamAuthority: Send + Sync {
     /// What the configuration calls it.
@@ -34,14 +48,41 @@ pub trait UpstreamAuthority: Send + Sync {
         now: Timestamp,
     ) -> Result<UpstreamCa, UpstreamError>;
 
-    /// The roots as they are now, DER.
+    /// What it publishes now: its roots, and the token keys of the trust domain where it knows them, with taints. Each
+    /// certificate and key in it can be used for verification. `None` when it tells its roots with a signature only.
     ///
     /// # Errors
-    /// They cannot be read.
-    async fn roots(&self, now: Timestamp) -> Result<Vec<Vec<u8>>, UpstreamError>;
+    /// It cannot be asked or read.
+    async fn bundle(&self, now: Timestamp) -> Result<Option<Bundle>, UpstreamError>;
+
+    /// How long to wait between two looks at [`Self::bundle`].
+    fn poll_interval(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    /// Publishes a JWT or WIT key upward, and gives all keys of that kind in the trust domain. `None` when keys of this
+    /// kind are not its business; they are then published by this server alone.
+    ///
+    /// # Errors
+    /// It cannot be asked, or refuses the key.
+    async fn publish_key(
+        &self,
+        _kind: AuthorityKind,
+        _key: &JwtAuthority,
+    ) -> Result<Option<Vec<JwtAuthority>>, UpstreamError> {
+        Ok(None)
+    }
+
+    /// What it has to do beside the calls, such as keeping its own identity fresh, until the shutdown.
+    ///
+    /// # Errors
+    /// It can never work again; the server stops.
+    async fn run(&self, _shutdown: Shutdown) -> Result<(), BoxError> {
+        Ok(())
+    }
 }
 
-/// Why an upstream authority did not give what was asked; the text names the file or the rule.
+/// Why an upstream authority did not give what was asked; the text names the file, the address or the rule.
 #[derive(Debug, thiserror::Error)]
 #[error("upstream authority {name}: {reason}")]
 pub struct UpstreamError {

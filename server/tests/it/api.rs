@@ -8,6 +8,7 @@ mod harness;
 mod lifecycle;
 mod local;
 mod local_authority;
+mod nesting;
 mod permissions;
 mod reference;
 mod rotation;

@@ -1,5 +1,8 @@
 //! Authorities: rotation over time, restarts at every point, lost keys, upstream files.
 
+pub(super) mod upstream;
+mod vault;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -118,6 +121,7 @@ impl Server {
     }
 
     async fn tick(&self) -> Timestamp {
+        self.authorities.follow_upstream(self.clock.now()).await.unwrap();
         self.authorities.tick(self.clock.now()).await.unwrap()
     }
 
@@ -391,8 +395,8 @@ impl UpstreamAuthority for Stopping<Arc<dyn UpstreamAuthority>> {
         minted
     }
 
-    async fn roots(&self, now: Timestamp) -> Result<Vec<Vec<u8>>, UpstreamError> {
-        self.inner.roots(now).await
+    async fn bundle(&self, now: Timestamp) -> Result<Option<Bundle>, UpstreamError> {
+        self.inner.bundle(now).await
     }
 }
 
@@ -677,6 +681,11 @@ impl UpstreamFiles {
     }
 }
 
+async fn roots(upstream: &dyn UpstreamAuthority, world: &World) -> Vec<Vec<u8>> {
+    let bundle = upstream.bundle(world.clock.now()).await.unwrap().unwrap();
+    bundle.x509_authorities.into_iter().map(|root| root.certificate).collect()
+}
+
 fn upstream_authority(world: &World, seconds: u64) -> TestAuthority {
     let now = world.clock.now();
     let life =
@@ -852,13 +861,13 @@ async fn unusable_upstream_files_are_refused_and_the_last_good_ones_stay() {
     ];
     for (what, spoil, reason) in cases {
         files.write();
-        assert_eq!(disk.roots(world.clock.now()).await.unwrap(), [files.authority.root()], "{what}");
+        assert_eq!(roots(&*disk, &world).await, [files.authority.root()], "{what}");
         spoil(&files.cert, &files.key);
         let error = files.try_open(&world).err().unwrap_or_else(|| panic!("{what}: opened")).to_string();
         assert!(error.contains(reason), "{what}: {error}");
         assert!(error.contains("upstream"), "{what}: names no file: {error}");
         // Whoever is running goes on.
-        assert_eq!(disk.roots(world.clock.now()).await.unwrap(), [files.authority.root()], "{what}");
+        assert_eq!(roots(&*disk, &world).await, [files.authority.root()], "{what}");
         server.authorities.prepare(AuthorityKind::X509).await.unwrap();
     }
     server.check().await;

@@ -7,4 +7,5 @@ mod differential;
 mod durability;
 mod interop;
 mod lifecycle;
+mod nesting;
 mod rotation;

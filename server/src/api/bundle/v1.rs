@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bonafide_identity::{Bundle as TrustBundle, Entry, TrustDomain};
+use bonafide_identity::{AuthorityKind, Bundle as TrustBundle, Entry, JwtAuthority, TrustDomain};
 use bonafide_pki::{PublicKey, TrustRoots};
 use bonafide_proto::convert::{self, AuthorityChecks};
 use bonafide_proto::spire::server::bundle::v1 as pb;
@@ -11,20 +11,29 @@ use bonafide_proto::spire::types;
 use tonic::{Code, Request, Response, Status};
 
 use crate::api::{Call, store_failure};
+use crate::authority::{Authorities, AuthorityError};
 use crate::store::{Bundles, Entries, Store, StoreError, Unit};
 
 /// The service.
 pub struct Service {
     store: Store,
+    authorities: Arc<Authorities>,
     trust_domain: TrustDomain,
     jwt_enabled: bool,
     wit_enabled: bool,
 }
 
 impl Service {
-    /// The service over `store`. Publishing keys of a kind that is switched off is refused.
-    pub fn new(store: Store, trust_domain: TrustDomain, jwt_enabled: bool, wit_enabled: bool) -> Self {
-        Self { store, trust_domain, jwt_enabled, wit_enabled }
+    /// The service over `store`; keys of servers below are published through `authorities`, upward as well. Publishing
+    /// keys of a kind that is switched off is refused.
+    pub fn new(
+        store: Store,
+        authorities: Arc<Authorities>,
+        trust_domain: TrustDomain,
+        jwt_enabled: bool,
+        wit_enabled: bool,
+    ) -> Self {
+        Self { store, authorities, trust_domain, jwt_enabled, wit_enabled }
     }
 
     fn own(&self) -> Result<Arc<TrustBundle>, Status> {
@@ -44,6 +53,27 @@ impl Service {
             Ok(Arc::new(bundle))
         });
         written.await.map_err(|error| store_failure(failure, &error))
+    }
+
+    /// Publishes the key of a server below.
+    async fn publish(
+        &self,
+        call: &Call,
+        kind: AuthorityKind,
+        key: JwtAuthority,
+    ) -> Result<Vec<JwtAuthority>, Status> {
+        let what = match kind {
+            AuthorityKind::Wit => "failed to publish WIT authority",
+            _ => "failed to publish JWT authority",
+        };
+        call.target(&key.key_id);
+        let published = self.authorities.publish_key(kind, key).await;
+        published.map_err(|error| match error {
+            AuthorityError::Store(error) => store_failure(what, &error),
+            // It may be published again when the upstream is back.
+            AuthorityError::Upstream(error) => Status::unavailable(format!("{what}: {error}")),
+            error => Status::internal(format!("{what}: {error}")),
+        })
     }
 
     /// Runs `one` for each item in one write, and gives each its status; a failure of one leaves the others alone,
@@ -151,13 +181,14 @@ impl pb::bundle_server::Bundle for Service {
             .into_inner()
             .jwt_authority
             .ok_or_else(|| Status::invalid_argument("missing JWT authority"))?;
-        let mut more = TrustBundle::empty(self.trust_domain.clone());
-        more.jwt_authorities = with_checks(|checks| {
+        let key = with_checks(|checks| {
             convert::jwt_authorities_from_wire(&[key], checks, "invalid JWT authority")
         })?;
-        more.jwt_authorities.iter().for_each(|key| call.target(&key.key_id));
-        let bundle = self.append(more, "failed to publish JWT authority").await?;
-        let jwt_authorities = convert::jwt_authorities_to_wire(&bundle.jwt_authorities);
+        let mut keys = Vec::new();
+        for key in key {
+            keys = self.publish(&call, AuthorityKind::Jwt, key).await?;
+        }
+        let jwt_authorities = convert::jwt_authorities_to_wire(&keys);
         Ok(Response::new(pb::PublishJwtAuthorityResponse { jwt_authorities }))
     }
 
@@ -173,13 +204,14 @@ impl pb::bundle_server::Bundle for Service {
             .into_inner()
             .wit_authority
             .ok_or_else(|| Status::invalid_argument("missing WIT authority"))?;
-        let mut more = TrustBundle::empty(self.trust_domain.clone());
-        more.wit_authorities = with_checks(|checks| {
+        let key = with_checks(|checks| {
             convert::wit_authorities_from_wire(&[key], checks, "invalid WIT authority")
         })?;
-        more.wit_authorities.iter().for_each(|key| call.target(&key.key_id));
-        let bundle = self.append(more, "failed to publish WIT authority").await?;
-        let wit_authorities = convert::wit_authorities_to_wire(&bundle.wit_authorities);
+        let mut keys = Vec::new();
+        for key in key {
+            keys = self.publish(&call, AuthorityKind::Wit, key).await?;
+        }
+        let wit_authorities = convert::wit_authorities_to_wire(&keys);
         Ok(Response::new(pb::PublishWitAuthorityResponse { wit_authorities }))
     }
 

@@ -148,6 +148,8 @@ pub struct Sync {
     pub(crate) own: OwnSvid,
     pub(crate) client: ServerClient,
     pub(crate) trust: tls::TrustStore,
+    /// By what the members of all trust domains whose bundles the agent holds are recognised, if anybody wants to know.
+    pub(crate) peers: Option<tls::TrustStore>,
     pub(crate) cache: Arc<SvidCache>,
     pub(crate) tokens: Arc<JwtSvids>,
     pub(crate) issuing: Issuing,
@@ -319,6 +321,11 @@ impl Sync {
         self.tokens.drop_signed_by(&bundles.tainted.jwt);
         let tainted = self.own.is_signed_by(&bundles.tainted.x509);
         tracing::debug!(entries = sync.entries.len(), transferred = sync.transferred, "synchronised");
+        if let Some(peers) = &self.peers
+            && before.is_none_or(|before| !bundles.same_as(&before))
+        {
+            peers.set(bundles.trust_roots());
+        }
         self.cache.update(sync.entries, bundles);
         let signed = self.issuing.sign_due(Occasion::Regular).await.map(drop);
         if tainted {

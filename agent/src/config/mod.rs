@@ -6,11 +6,12 @@
 mod keys;
 mod raw;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bonafide_identity::TrustDomain;
+use bonafide_identity::{SpiffeId, TrustDomain};
 use bonafide_pki::KeyType;
 use bonafide_runtime::config::{ConfigError, Document, Problems, load_toml_document, parse_toml};
 use bonafide_runtime::telemetry::LogConfig;
@@ -18,6 +19,8 @@ use bonafide_runtime::telemetry::LogConfig;
 pub use keys::reference;
 use raw::Raw;
 
+use crate::api::broker::References;
+use crate::api::limit::RateLimits;
 use crate::server_client::ServerAddress;
 use crate::workload_attestor::unix::{DEFAULT_SIZE_LIMIT, UnixConfig};
 
@@ -46,6 +49,12 @@ pub struct Config {
     pub workload_socket: PathBuf,
     /// The socket for administration, if any.
     pub admin_socket: Option<PathBuf>,
+    /// Who may ask for the identities of others there.
+    pub authorized_delegates: BTreeSet<SpiffeId>,
+    /// Who may ask for the identities of others with a certificate, and where.
+    pub broker: BrokerConfig,
+    /// How often each kind of workload may call.
+    pub rate_limits: RateLimits,
     /// Where and how much to log.
     pub log: LogConfig,
     /// How SVIDs of workloads are made and kept.
@@ -77,6 +86,17 @@ pub enum BundleFormat {
     Pem,
     /// A SPIFFE bundle document.
     Spiffe,
+}
+
+/// The SPIFFE Broker API. Served nowhere without a socket or an address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BrokerConfig {
+    /// The Unix socket.
+    pub socket: Option<PathBuf>,
+    /// The TCP address.
+    pub address: Option<SocketAddr>,
+    /// The brokers, and by which references they may name workloads.
+    pub brokers: BTreeMap<SpiffeId, References>,
 }
 
 /// One node attestor. Which exist is the match in `drivers`.
@@ -174,6 +194,14 @@ impl Config {
         let node_attestor = node_attestor(raw.node_attestor, &mut problems);
         let (workload_socket, admin_socket) =
             sockets(raw.workload_api.socket, raw.admin.socket, &mut problems);
+        let authorized_delegates = delegates(raw.admin.authorized_delegates, &mut problems);
+        let broker = broker(raw.broker, &workload_socket, &mut problems);
+        let rate_limits = RateLimits {
+            fetch_x509_svid: raw.rate_limit.fetch_x509_svid.unwrap_or(0),
+            fetch_jwt_svid: raw.rate_limit.fetch_jwt_svid.unwrap_or(0),
+            fetch_x509_bundles: raw.rate_limit.fetch_x509_bundles.unwrap_or(0),
+            fetch_jwt_bundles: raw.rate_limit.fetch_jwt_bundles.unwrap_or(0),
+        };
         let svid = svid(raw.svid, &mut problems);
         let unix = raw.workload_attestor.unix.unwrap_or_default();
 
@@ -190,6 +218,9 @@ impl Config {
                 node_attestor: node_attestor?,
                 workload_socket,
                 admin_socket,
+                authorized_delegates,
+                broker,
+                rate_limits,
                 log: LogConfig {
                     level: raw.log.level.unwrap_or_default(),
                     format: raw.log.format.unwrap_or_default(),
@@ -275,16 +306,78 @@ fn sockets(
     }
     for (key, socket) in [("workload_api.socket", Some(&workload)), ("admin.socket", admin.as_ref())] {
         if let Some(socket) = socket {
-            let length = socket.as_os_str().len();
-            problems.check(
-                length <= MAX_SOCKET_PATH,
-                key,
-                format!("has {length} bytes; at most {MAX_SOCKET_PATH} are possible"),
-            );
-            problems.check(socket.file_name().is_some(), key, "must name a file");
+            socket_path(key, socket, problems);
         }
     }
     (workload, admin)
+}
+
+fn socket_path(key: &str, socket: &Path, problems: &mut Problems<'_>) {
+    let length = socket.as_os_str().len();
+    problems.check(
+        length <= MAX_SOCKET_PATH,
+        key,
+        format!("has {length} bytes; at most {MAX_SOCKET_PATH} are possible"),
+    );
+    problems.check(socket.file_name().is_some(), key, "must name a file");
+}
+
+fn delegates(ids: Option<Vec<String>>, problems: &mut Problems<'_>) -> BTreeSet<SpiffeId> {
+    let ids = ids.unwrap_or_default().into_iter().enumerate();
+    ids.filter_map(|(index, id)| {
+        problems.take(format!("admin.authorized_delegates[{index}]"), SpiffeId::parse(&id))
+    })
+    .collect()
+}
+
+fn broker(raw: raw::Broker, workload: &Path, problems: &mut Problems<'_>) -> BrokerConfig {
+    let address = raw.address.and_then(|text| {
+        let address = text.parse().map_err(|_| format!("\"{text}\" is not an IP address and port"));
+        problems.take("broker.address", address)
+    });
+    if let Some(socket) = &raw.socket {
+        socket_path("broker.socket", socket, problems);
+        problems.check(
+            normalised(socket.parent()) != normalised(workload.parent()),
+            "broker.socket",
+            "must be in another folder than workload_api.socket",
+        );
+    }
+    let listens = raw.socket.is_some() || address.is_some();
+    let entries = raw.brokers.unwrap_or_default();
+    problems.check(
+        !listens || !entries.is_empty(),
+        "broker.brokers",
+        "must name a broker, or nobody could call",
+    );
+    problems.check(
+        listens || entries.is_empty(),
+        "broker",
+        "give a socket or an address on which the brokers may call",
+    );
+    let mut brokers = BTreeMap::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let key = |name: &str| format!("broker.brokers[{index}].{name}");
+        let mut references = BTreeMap::new();
+        for (number, kind) in entry.allowed_reference_types.unwrap_or_default().into_iter().enumerate() {
+            let key = key(&format!("allowed_reference_types[{number}].type_url"));
+            let Some(type_url) = problems.required(&key, kind.type_url) else { continue };
+            problems.check(!type_url.is_empty(), &key, "must not be empty");
+            let again = references.insert(type_url, kind.allow_over_tcp.unwrap_or(false)).is_some();
+            problems.check(!again, &key, "is given twice");
+        }
+        problems.check(
+            !references.is_empty(),
+            key("allowed_reference_types"),
+            "must name a type, or \"*\" for all",
+        );
+        let id = problems.required(key("id"), entry.id);
+        if let Some(id) = id.and_then(|id| problems.take(key("id"), SpiffeId::parse(&id))) {
+            let again = brokers.insert(id, References(references)).is_some();
+            problems.check(!again, key("id"), "is given twice");
+        }
+    }
+    BrokerConfig { socket: raw.socket, address, brokers }
 }
 
 /// Without `.` and doubled slashes.
@@ -327,8 +420,6 @@ const MAX_SOCKET_PATH: usize = 90;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use bonafide_runtime::config::HumanDuration;
 
     use super::keys::{Absent, KEYS};
@@ -361,6 +452,18 @@ mod tests {
         socket = "/run/a/public/api.sock"
         [admin]
         socket = "/run/a/private/admin.sock"
+        authorized_delegates = ["spiffe://example.org/delegate"]
+        [broker]
+        socket = "/run/a/broker/broker.sock"
+        address = "127.0.0.1:8443"
+        [[broker.brokers]]
+        id = "spiffe://other.test/broker"
+        allowed_reference_types = [{ type_url = "*" }, { type_url = "a/b", allow_over_tcp = true }]
+        [rate_limit]
+        fetch_x509_svid = 1
+        fetch_jwt_svid = 2
+        fetch_x509_bundles = 3
+        fetch_jwt_bundles = 4
         [log]
         level = "debug"
         format = "json"
@@ -418,6 +521,15 @@ mod tests {
         assert_eq!(config.server, ServerAddress { host: "::1".into(), port: 8081 });
         assert_eq!(config.sync_interval, Duration::from_millis(250));
         assert_eq!(config.svid.availability_target, Some(Duration::from_secs(86_400)));
+        let delegate = SpiffeId::parse("spiffe://example.org/delegate").unwrap();
+        assert_eq!(config.authorized_delegates, BTreeSet::from([delegate]));
+        let broker = SpiffeId::parse("spiffe://other.test/broker").unwrap();
+        let types = [("*", false), ("a/b", true)].map(|(name, tcp)| (name.to_owned(), tcp));
+        assert_eq!(config.broker.brokers, BTreeMap::from([(broker, References(BTreeMap::from(types)))]));
+        assert_eq!(config.broker.address, Some(([127, 0, 0, 1], 8443).into()));
+        let limits =
+            RateLimits { fetch_x509_svid: 1, fetch_jwt_svid: 2, fetch_x509_bundles: 3, fetch_jwt_bundles: 4 };
+        assert_eq!(config.rate_limits, limits);
         let unix = UnixConfig { discover_workload_path: true, workload_size_limit: -1 };
         assert_eq!(config.workload_attestors, [WorkloadAttestorConfig::Unix(unix)]);
         assert_eq!(
@@ -490,6 +602,7 @@ mod tests {
             node_attestor.x509pop.certificate_path = "c"
             workload_api.socket = "/run/a/./api.sock"
             admin.socket = "/run/a//admin.sock"
+            admin.authorized_delegates = ["spiffe://example.org/a", "delegate"]
             svid.key_type = "dsa"
             svid.availability_target = "23h"
             svid.jwt_cache_size = 0
@@ -499,6 +612,7 @@ mod tests {
         assert_eq!(
             keys.into_iter().collect::<Vec<_>>(),
             [
+                "admin.authorized_delegates[1]",
                 "admin.socket",
                 "bootstrap",
                 "health_address",
@@ -531,6 +645,49 @@ mod tests {
         );
         assert_eq!(mistakes("trust_domain = \"example.org\"\nserver.address = \"a:1\"").len(), 2);
         assert_eq!(mistakes("trust_domain =").len(), 1);
+    }
+
+    #[test]
+    fn a_broker_needs_a_name_references_and_a_way_to_call() {
+        let with = |lines: &str| -> Vec<String> {
+            let found = mistakes(&format!("{LEAST}\n{lines}"));
+            found.into_iter().map(|(key, message)| format!("{key}: {message}")).collect()
+        };
+        let types = "allowed_reference_types = [{ type_url = \"*\" }]";
+        assert_eq!(
+            with("broker.address = \"127.0.0.1:1\""),
+            ["broker.brokers: must name a broker, or nobody could call"]
+        );
+        assert_eq!(
+            with(&format!("[[broker.brokers]]\nid = \"spiffe://a/b\"\n{types}")),
+            ["broker: give a socket or an address on which the brokers may call"]
+        );
+        let found = with(&format!(
+            r#"
+            [broker]
+            socket = "/tmp/bonafide-agent/public/broker.sock"
+            [[broker.brokers]]
+            id = "spiffe://a/b"
+            {types}
+            [[broker.brokers]]
+            id = "spiffe://a/b"
+            allowed_reference_types = [{{ allow_over_tcp = true }}, {{ type_url = "x" }}, {{ type_url = "x" }}]
+            [[broker.brokers]]
+            id = "b"
+            "#
+        ));
+        let keys: Vec<&str> = found.iter().map(|text| text.split(": ").next().unwrap()).collect();
+        assert_eq!(
+            keys,
+            [
+                "broker.socket",
+                "broker.brokers[1].id",
+                "broker.brokers[1].allowed_reference_types[0].type_url",
+                "broker.brokers[1].allowed_reference_types[2].type_url",
+                "broker.brokers[2].allowed_reference_types",
+                "broker.brokers[2].id",
+            ]
+        );
     }
 
     #[test]

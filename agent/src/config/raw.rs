@@ -32,7 +32,9 @@ table! {
         bootstrap: Bootstrap,
         node_attestor: NodeAttestor,
         workload_api: Socket,
-        admin: Socket,
+        admin: Admin,
+        broker: Broker,
+        rate_limit: RateLimit,
         log: Log,
         svid: Svid,
         workload_attestor: WorkloadAttestor,
@@ -73,6 +75,44 @@ table! {
 }
 
 table! { Socket { socket: Option<PathBuf> } }
+
+table! {
+    Admin {
+        socket: Option<PathBuf>,
+        authorized_delegates: Option<Vec<String>>,
+    }
+}
+
+table! {
+    Broker {
+        socket: Option<PathBuf>,
+        address: Option<String>,
+        brokers: Option<Vec<BrokerEntry>>,
+    }
+}
+
+table! {
+    BrokerEntry {
+        id: Option<String>,
+        allowed_reference_types: Option<Vec<ReferenceType>>,
+    }
+}
+
+table! {
+    ReferenceType {
+        type_url: Option<String>,
+        allow_over_tcp: Option<bool>,
+    }
+}
+
+table! {
+    RateLimit {
+        fetch_x509_svid: Option<u32>,
+        fetch_jwt_svid: Option<u32>,
+        fetch_x509_bundles: Option<u32>,
+        fetch_jwt_bundles: Option<u32>,
+    }
+}
 
 table! {
     Log {

@@ -1,10 +1,10 @@
 //! Trust bundles in the forms in which workloads get them, made once for all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bonafide_identity::{Bundle, JwtAuthority, TrustDomain};
-use bonafide_pki::{JwtKeySource, JwtKeys, KeyLookup, bundle, inspect};
+use bonafide_pki::{JwtKeySource, JwtKeys, KeyLookup, TrustRoots, bundle, inspect};
 use bytes::Bytes;
 
 /// One bundle.
@@ -88,18 +88,19 @@ impl Bundles {
         Self { own, federated, tainted }
     }
 
+    /// Whether nothing at all has changed.
+    #[must_use]
+    pub fn same_as(&self, before: &Self) -> bool {
+        self.all().count() == before.all().count()
+            && self.all().zip(before.all()).all(|(new, old)| Arc::ptr_eq(new, old))
+    }
+
     /// What differs from before, by trust domain.
     pub(super) fn changes(&self, before: &Self) -> BTreeMap<TrustDomain, Parts> {
-        let all = |bundles: &Self| -> BTreeMap<TrustDomain, Arc<CachedBundle>> {
-            let own = (bundles.own.bundle.trust_domain.clone(), Arc::clone(&bundles.own));
-            bundles
-                .federated
-                .iter()
-                .map(|(name, bundle)| (name.clone(), Arc::clone(bundle)))
-                .chain([own])
-                .collect()
+        let map = |bundles: &'_ Self| -> BTreeMap<TrustDomain, Arc<CachedBundle>> {
+            bundles.all().map(|bundle| (bundle.bundle.trust_domain.clone(), Arc::clone(bundle))).collect()
         };
-        let (old, new) = (all(before), all(self));
+        let (old, new) = (map(before), map(self));
         let names: BTreeSet<&TrustDomain> = old.keys().chain(new.keys()).collect();
         names
             .into_iter()
@@ -114,6 +115,29 @@ impl Bundles {
                 (parts != Parts::default()).then(|| (name.clone(), parts))
             })
             .collect()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<CachedBundle>> {
+        std::iter::once(&self.own).chain(self.federated.values())
+    }
+
+    /// The X.509 authorities by which members of all these trust domains are recognised. A bundle that cannot be used is
+    /// left out: it must not cost the others.
+    #[must_use]
+    pub fn trust_roots(&self) -> HashMap<TrustDomain, Arc<TrustRoots>> {
+        let roots = self.all().filter_map(|bundle| {
+            let name = &bundle.bundle.trust_domain;
+            let authorities = bundle.bundle.x509_authorities.iter();
+            match TrustRoots::from_der(authorities.map(|authority| authority.certificate.as_slice())) {
+                Ok(roots) => Some((name.clone(), Arc::new(roots))),
+                Err(error) => {
+                    tracing::warn!(trust_domain = %name, %error, "members of a trust domain cannot be recognised");
+                    None
+                }
+            }
+        });
+        roots.collect()
     }
 
     /// The bundles of the own and of these trust domains, keyed by `spiffe://` name; unknown ones are left out.

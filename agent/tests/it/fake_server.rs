@@ -56,6 +56,8 @@ pub(crate) struct State {
     pub(crate) refuse: HashSet<String>,
     /// The next calls of an rpc end so.
     pub(crate) fail: HashMap<&'static str, Vec<Status>>,
+    /// How long an rpc takes.
+    pub(crate) delay: HashMap<&'static str, Duration>,
     pub(crate) page_size: usize,
     pub(crate) calls: Vec<&'static str>,
     /// How many items each signing call had.
@@ -94,6 +96,7 @@ impl FakeServer {
             deny: None,
             refuse: HashSet::new(),
             fail: HashMap::new(),
+            delay: HashMap::new(),
             page_size: 500,
             calls: Vec::new(),
             batches: Vec::new(),
@@ -220,7 +223,7 @@ impl State {
         self.calls.iter().filter(|call| **call == rpc).count()
     }
 
-    fn sign_x509(&self, id: &SpiffeId, key: &PublicKey, ttl: Duration) -> Vec<u8> {
+    pub(crate) fn sign_x509(&self, id: &SpiffeId, key: &PublicKey, ttl: Duration) -> Vec<u8> {
         let (issuer, _) = self.x509.last().unwrap();
         let life = capped(ttl, now(), issuer.not_after());
         let profile = LeafProfile {
@@ -538,6 +541,8 @@ service!(Svid {
         &self,
         request: Request<svid::NewJwtsvidRequest>,
     ) -> Result<Response<svid::NewJwtsvidResponse>, Status> {
+        let delay = self.state().delay.get("NewJWTSVID").copied();
+        tokio::time::sleep(delay.unwrap_or_default()).await;
         let state = self.agent_call("NewJWTSVID", &request)?;
         let request = request.get_ref();
         let entry = state.entries.get(&request.entry_id).ok_or_else(|| Status::not_found("entry not found"))?;

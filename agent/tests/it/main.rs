@@ -5,6 +5,8 @@
 mod admin;
 mod advisories;
 mod bootstrap;
+mod broker;
+mod delegated_identity;
 mod documents;
 mod fake_server;
 mod harness;

@@ -41,7 +41,7 @@ use crate::server_client::{Connector, Identity, ServerClient};
 use crate::svid_cache::SvidCache;
 use crate::svid_cache::issuing::Issuing;
 use crate::svid_cache::tokens::JwtSvids;
-use crate::sync::{FatalError, LastSync, Sync};
+use crate::sync::{BeginAnew, FatalError, LastSync, Sync};
 use crate::workload_attestor::WorkloadAttestors;
 use crate::{drivers, metrics};
 
@@ -181,7 +181,7 @@ impl Agent {
         };
         let own = tokio::select! {
             () = shutdown.triggered() => return Err(StartError::Stopped),
-            own = bootstrap(&surroundings, &config.bootstrap, patience) => own?,
+            own = bootstrap(&surroundings, &config.bootstrap, &config.rebootstrap, patience) => own?,
         };
 
         let cache = Arc::new(SvidCache::new(config.svid.x509_cache_size));
@@ -214,6 +214,11 @@ impl Agent {
             last: last_sync.clone(),
             readiness: sync_ready,
             attested_again: std::sync::atomic::AtomicBool::new(false),
+            anew: BeginAnew {
+                config: config.rebootstrap,
+                source: config.bootstrap,
+                attempts: std::sync::Mutex::default(),
+            },
         };
         sync.first(&shutdown).await?;
         if shutdown.is_triggered() {

@@ -81,13 +81,53 @@ pub(super) const KEYS: &[Key] = &[
         Nothing,
         "The trust bundle for the first contact with the server. Not looked at once the agent holds a bundle.",
     ),
-    key("bootstrap.bundle_format", TEXT, Is("pem"), "What `bundle_file` holds: `pem` or `spiffe`."),
+    key(
+        "bootstrap.bundle_url",
+        TEXT,
+        Nothing,
+        "The same from a URL: `https://…`, known by the certificate authorities of the system, or `http://…` together with \
+         `bundle_unix_socket`. Asked for at each attempt to attest.",
+    ),
+    key(
+        "bootstrap.bundle_unix_socket",
+        PATH,
+        Nothing,
+        "Ask for `bundle_url` on this Unix socket. Whoever answers is told what for, in SPIRE's query parameters \
+         (`spire-attest-mode`, `spire-connection-attempts`, `spire-attest-start-time`, `spire-server-address`, \
+         `spire-server-port`, `spiffe-trust-domain`).",
+    ),
+    key(
+        "bootstrap.bundle_workload_api",
+        TEXT,
+        Nothing,
+        "The same from the Workload API of another agent, as `unix:///path`; it must hold the bundle of `trust_domain`.",
+    ),
+    key(
+        "bootstrap.bundle_format",
+        TEXT,
+        Is("pem"),
+        "What `bundle_file` or `bundle_url` holds: `pem` or `spiffe`.",
+    ),
     key(
         "bootstrap.insecure",
         SWITCH,
         Is("false"),
         "Accept whatever claims to be the server at first contact. Whoever stands between then owns the agent: \
          for experiments only. One of `bundle_file` and `insecure = true` must be given.",
+    ),
+    key(
+        "bootstrap.rebootstrap_mode",
+        TEXT,
+        Is("never"),
+        "Whether the agent begins anew with the bundle above when the bundle that it holds no longer knows the server: `never`, \
+         `auto` (when it can attest again) or `always` (an agent that cannot does not start). Workloads keep what they hold \
+         meanwhile. Without it the agent waits for the server that it knows.",
+    ),
+    key(
+        "bootstrap.rebootstrap_delay",
+        DURATION,
+        Is("10m"),
+        "How long the server must have been unknown before the agent begins anew.",
     ),
     key("node_attestor.join_token.token", TEXT, Nothing, "The token. Needed for the first start only."),
     key(

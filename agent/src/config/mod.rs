@@ -21,6 +21,7 @@ use raw::Raw;
 
 use crate::api::broker::References;
 use crate::api::limit::RateLimits;
+use crate::bootstrap::source::{BundleUrl, socket_path as socket_path_of};
 use crate::server_client::ServerAddress;
 use crate::workload_attestor::unix::{DEFAULT_SIZE_LIMIT, UnixConfig};
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub server: ServerAddress,
     /// How the server is recognised at first contact.
     pub bootstrap: BootstrapConfig,
+    /// What to do when the server is no longer known.
+    pub rebootstrap: Rebootstrap,
     /// How the agent proves which node it runs on.
     pub node_attestor: NodeAttestorConfig,
     /// The socket for workloads.
@@ -73,8 +76,42 @@ pub enum BootstrapConfig {
         /// What it holds.
         format: BundleFormat,
     },
+    /// By a bundle behind a URL.
+    Url {
+        /// Where.
+        url: BundleUrl,
+        /// What lies there.
+        format: BundleFormat,
+    },
+    /// By the bundle that another agent's Workload API gives out.
+    WorkloadApi {
+        /// Its socket.
+        socket: PathBuf,
+    },
     /// Not at all: only the claimed SPIFFE ID is compared.
     Insecure,
+}
+
+/// Beginning anew when the bundle that the agent holds no longer knows the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebootstrap {
+    /// Whether.
+    pub mode: RebootstrapMode,
+    /// How long the server must have been unknown.
+    pub delay: Duration,
+}
+
+/// Whether to begin anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RebootstrapMode {
+    /// No.
+    #[default]
+    Never,
+    /// When the agent can attest again.
+    Auto,
+    /// Yes; an agent that cannot attest again does not start.
+    Always,
 }
 
 /// The two ways to write a bundle into a file.
@@ -190,6 +227,10 @@ impl Config {
         let server = problems
             .required("server.address", raw.server.address)
             .and_then(|text| problems.take("server.address", text.parse::<ServerAddress>()));
+        let rebootstrap = Rebootstrap {
+            mode: raw.bootstrap.rebootstrap_mode.unwrap_or_default(),
+            delay: raw.bootstrap.rebootstrap_delay.map_or(DEFAULT_REBOOTSTRAP_DELAY, Duration::from),
+        };
         let bootstrap = bootstrap(raw.bootstrap, &mut problems);
         let node_attestor = node_attestor(raw.node_attestor, &mut problems);
         let (workload_socket, admin_socket) =
@@ -215,6 +256,7 @@ impl Config {
                 allowed_foreign_jwt_claims: raw.allowed_foreign_jwt_claims.unwrap_or_default(),
                 server: server?,
                 bootstrap: bootstrap?,
+                rebootstrap,
                 node_attestor: node_attestor?,
                 workload_socket,
                 admin_socket,
@@ -238,20 +280,40 @@ impl Config {
 }
 
 fn bootstrap(raw: raw::Bootstrap, problems: &mut Problems<'_>) -> Option<BootstrapConfig> {
-    match (raw.bundle_file, raw.insecure.unwrap_or(false)) {
-        (Some(_), true) => {
-            problems.push("bootstrap", "give either bundle_file or insecure = true, not both");
-            None
+    const SOURCES: &str = "bundle_file, bundle_url, bundle_workload_api";
+    let insecure = raw.insecure.unwrap_or(false);
+    let given =
+        [raw.bundle_file.is_some(), raw.bundle_url.is_some(), raw.bundle_workload_api.is_some(), insecure];
+    match given.into_iter().filter(|given| *given).count() {
+        1 => {}
+        0 => {
+            problems
+                .push("bootstrap", format!("give one of {SOURCES}, or insecure = true for an experiment"));
+            return None;
         }
-        (None, false) => {
-            problems.push("bootstrap", "give bundle_file, or insecure = true for an experiment");
-            None
+        _ => {
+            problems.push("bootstrap", format!("give only one of {SOURCES} and insecure = true"));
+            return None;
         }
-        (Some(file), false) => {
-            Some(BootstrapConfig::Bundle { file, format: raw.bundle_format.unwrap_or_default() })
-        }
-        (None, true) => Some(BootstrapConfig::Insecure),
     }
+    let format = raw.bundle_format.unwrap_or_default();
+    problems.check(
+        raw.bundle_unix_socket.is_none() || raw.bundle_url.is_some(),
+        "bootstrap.bundle_unix_socket",
+        "means nothing without bundle_url",
+    );
+    if let Some(file) = raw.bundle_file {
+        return Some(BootstrapConfig::Bundle { file, format });
+    }
+    if let Some(url) = raw.bundle_url {
+        let url = problems.take("bootstrap.bundle_url", BundleUrl::new(&url, raw.bundle_unix_socket))?;
+        return Some(BootstrapConfig::Url { url, format });
+    }
+    if let Some(socket) = raw.bundle_workload_api {
+        let socket = problems.take("bootstrap.bundle_workload_api", socket_path_of(&socket))?;
+        return Some(BootstrapConfig::WorkloadApi { socket });
+    }
+    Some(BootstrapConfig::Insecure)
 }
 
 fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
@@ -413,6 +475,7 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/bonafide-agent";
 const DEFAULT_WORKLOAD_SOCKET: &str = "/tmp/bonafide-agent/public/api.sock";
 const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 const DEFAULT_CACHE_SIZE: usize = 1000;
+const DEFAULT_REBOOTSTRAP_DELAY: Duration = Duration::from_secs(600);
 const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(10);
 const MIN_AVAILABILITY_TARGET: Duration = Duration::from_secs(24 * 3600);
 /// `sun_path` holds 108 bytes with the terminating zero, and binding goes through a longer temporary name.
@@ -444,6 +507,8 @@ mod tests {
         [bootstrap]
         bundle_file = "bundle.json"
         bundle_format = "spiffe"
+        rebootstrap_mode = "auto"
+        rebootstrap_delay = "1m"
         [node_attestor.x509pop]
         certificate_path = "c.pem"
         private_key_path = "k.pem"
@@ -512,6 +577,12 @@ mod tests {
         assert_eq!(config.svid.x509_cache_size.to_string(), documented("svid.x509_cache_size"));
         assert_eq!(config.svid.jwt_cache_size.to_string(), documented("svid.jwt_cache_size"));
         assert_eq!(config.bootstrap, BootstrapConfig::Insecure);
+        let mode = serde_json::to_value(config.rebootstrap.mode).unwrap();
+        assert_eq!(mode, documented("bootstrap.rebootstrap_mode"));
+        assert_eq!(
+            HumanDuration(config.rebootstrap.delay).to_string(),
+            documented("bootstrap.rebootstrap_delay")
+        );
         assert_eq!(config.workload_attestors, [WorkloadAttestorConfig::Unix(UnixConfig::default())]);
     }
 
@@ -645,6 +716,40 @@ mod tests {
         );
         assert_eq!(mistakes("trust_domain = \"example.org\"\nserver.address = \"a:1\"").len(), 2);
         assert_eq!(mistakes("trust_domain =").len(), 1);
+    }
+
+    #[test]
+    fn a_bundle_comes_from_one_place() {
+        let base = "trust_domain = \"example.org\"\nserver.address = \"a:1\"\nnode_attestor.join_token.token = \"t\"\n";
+        let good = |lines: &str| parse(&format!("{base}{lines}")).unwrap().bootstrap;
+        let bad = |lines: &str| mistakes(&format!("{base}{lines}")).remove(0);
+        assert!(matches!(
+            good("bootstrap.bundle_url = \"https://a.test/b\""),
+            BootstrapConfig::Url { url: BundleUrl::Https(_), format: BundleFormat::Pem }
+        ));
+        assert!(matches!(
+            good("bootstrap.bundle_url = \"http://a/b\"\nbootstrap.bundle_unix_socket = \"/s\""),
+            BootstrapConfig::Url { url: BundleUrl::Unix { .. }, .. }
+        ));
+        let socket = BootstrapConfig::WorkloadApi { socket: "/s".into() };
+        assert_eq!(good("bootstrap.bundle_workload_api = \"unix:///s\""), socket);
+        for (lines, key) in [
+            ("", "bootstrap"),
+            ("bootstrap.insecure = true\nbootstrap.bundle_file = \"f\"", "bootstrap"),
+            ("bootstrap.bundle_url = \"https://a/b\"\nbootstrap.bundle_file = \"f\"", "bootstrap"),
+            ("bootstrap.bundle_url = \"http://a/b\"", "bootstrap.bundle_url"),
+            ("bootstrap.bundle_workload_api = \"tcp://1.2.3.4:5\"", "bootstrap.bundle_workload_api"),
+            (
+                "bootstrap.insecure = true\nbootstrap.bundle_unix_socket = \"/s\"",
+                "bootstrap.bundle_unix_socket",
+            ),
+            (
+                "bootstrap.insecure = true\nbootstrap.rebootstrap_mode = \"often\"",
+                "bootstrap.rebootstrap_mode",
+            ),
+        ] {
+            assert_eq!(bad(lines).0, key, "{lines}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bonafide_runtime::config::HumanDuration;
 use bonafide_runtime::telemetry::{LogFormat, LogLevel};
 use serde::{Deserialize, Serialize};
 
-use super::BundleFormat;
+use super::{BundleFormat, RebootstrapMode};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty),* $(,)? }) => {
@@ -46,8 +46,13 @@ table! { Server { address: Option<String> } }
 table! {
     Bootstrap {
         bundle_file: Option<PathBuf>,
+        bundle_url: Option<String>,
+        bundle_unix_socket: Option<PathBuf>,
+        bundle_workload_api: Option<String>,
         bundle_format: Option<BundleFormat>,
         insecure: Option<bool>,
+        rebootstrap_mode: Option<RebootstrapMode>,
+        rebootstrap_delay: Option<HumanDuration>,
     }
 }
 

@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(crate) delay: HashMap<&'static str, Duration>,
     pub(crate) page_size: usize,
     pub(crate) calls: Vec<&'static str>,
+    /// The certificate that the last call of an agent was made with.
+    pub(crate) last_certificate: Vec<u8>,
     /// How many items each signing call had.
     pub(crate) batches: Vec<usize>,
     /// Full entries sent by the synchronisation.
@@ -99,6 +101,7 @@ impl FakeServer {
             delay: HashMap::new(),
             page_size: 500,
             calls: Vec::new(),
+            last_certificate: Vec::new(),
             batches: Vec::new(),
             sent_entries: 0,
             holder: tls::SvidHolder::empty(),
@@ -290,7 +293,9 @@ impl Service {
         let mut state = self.state();
         state.called(rpc)?;
         match request.extensions().get::<Arc<Peer>>().map(|peer| &**peer) {
-            Some(Peer::Tls(peer)) if peer.spiffe_id.is_some() => {}
+            Some(Peer::Tls(peer)) if peer.spiffe_id.is_some() => {
+                state.last_certificate.clone_from(&peer.certificates[0]);
+            }
             _ => return Err(Status::permission_denied("authorization denied")),
         }
         match state.deny {

@@ -12,4 +12,6 @@ mod fake_server;
 mod harness;
 mod keeping_up;
 mod pid_reuse;
+mod rebootstrap;
+mod sources;
 mod workload_api;

@@ -561,10 +561,11 @@ impl State {
         }
     }
 
-    /// How many SVIDs may be replaced now because of a tainted authority.
+    /// How many SVIDs may be replaced now because of a tainted authority. The time runs from the first that is replaced, not
+    /// from the first look, or two batches could follow each other at once.
     fn taint_quota(&mut self, now: Timestamp) -> usize {
         match self.taint_window {
-            Some((since, used)) if now.saturating_since(since) < TAINT_WINDOW => {
+            Some((since, used)) if used > 0 && now.saturating_since(since) < TAINT_WINDOW => {
                 TAINT_BATCH.saturating_sub(used)
             }
             _ => {

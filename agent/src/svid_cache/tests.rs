@@ -272,7 +272,8 @@ fn svids_of_a_tainted_authority_are_replaced_in_batches() {
     assert_eq!(cache.next_renewal(at(1)), Some(at(1)));
     assert_eq!([replace(1), replace(2)], [100, 0]);
     // Without waiting for the next regular look.
-    assert_eq!(cache.next_renewal(at(2)), Some(at(5)));
+    assert_eq!(cache.next_renewal(at(2)), Some(at(6)));
+    assert_eq!(replace(5), 0);
     assert_eq!([replace(6), replace(11)], [100, 50]);
     assert_eq!(cache.next_renewal(at(16)), Some(at(51)));
     assert_eq!(replace(16), 0);

@@ -632,6 +632,33 @@ async fn wit_svids_come_with_their_key_and_rotate() {
 }
 
 #[tokio::test]
+async fn jwt_bundles_hold_jwt_keys_alone_in_a_fixed_order() {
+    let server = FakeServer::start().await;
+    {
+        let mut state = server.lock();
+        state.support_wit();
+        (0..5).for_each(|_| state.rotate_jwt());
+        state.add(my_entry("e1", "/a").build());
+    }
+    let home = Home::new();
+    let _agent = home.start(&server, "").await;
+    let mut stream =
+        workload(&home).await.fetch_jwt_bundles(JwtBundlesRequest {}).await.unwrap().into_inner();
+    let bundles = next(&mut stream).await.unwrap().bundles;
+    let document = std::str::from_utf8(&bundles["spiffe://example.org"]).unwrap().to_owned();
+    let keys: serde_json::Value = serde_json::from_str(&document).unwrap();
+    let members = |key: &serde_json::Value| key.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let keys = keys["keys"].as_array().unwrap();
+    assert!(keys.iter().all(|key| members(key) == ["crv", "kid", "kty", "x", "y"]), "{document}");
+    let found: Vec<String> = keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect();
+    let mut expected: Vec<String> =
+        server.lock().jwt.iter().map(|(signer, _)| signer.key_id().to_owned()).collect();
+    expected.sort();
+    assert_eq!(found, expected);
+    assert!(document.starts_with("{\n    \"keys\": ["), "{document}");
+}
+
+#[tokio::test]
 async fn wit_methods_are_unimplemented_when_the_server_has_none() {
     let server = FakeServer::start().await;
     server.lock().add(my_entry("e1", "/a").build());

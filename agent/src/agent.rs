@@ -7,21 +7,30 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bonafide_identity::SpiffeId;
 use bonafide_pki::{KeyError, Random, SystemRandom, tls};
 use bonafide_proto::health::v1::health_server::HealthServer;
 use bonafide_proto::spire::agent::debug::v1::debug_server::DebugServer;
 use bonafide_proto::spire::agent::logger::v1::logger_server::LoggerServer;
+use bonafide_runtime::BoxError;
 use bonafide_runtime::clock::{SharedClock, SystemClock};
 use bonafide_runtime::health::{Readiness, serve_http};
-use bonafide_runtime::listener::{ListenerError, UnixListenerBound, UnixOptions, bind_unix, serve_unix};
+use bonafide_runtime::listener::{
+    ListenerError, TlsOptions, UnixListenerBound, UnixOptions, bind_unix, serve_tls, serve_tls_unix,
+    serve_unix,
+};
 use bonafide_runtime::shutdown::Shutdown;
 use bonafide_runtime::tasks::{TaskError, TaskGroup};
 use bonafide_runtime::telemetry::{self, LogHandle};
 use tokio::net::TcpListener;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tonic::service::{Routes, RoutesBuilder};
 
 use crate::api::admin::{DebugService, LoggerService};
+use crate::api::broker::{BrokerApi, Transport};
+use crate::api::delegated_identity::DelegatedIdentityApi;
 use crate::api::health::HealthService;
+use crate::api::limit::Limits;
 use crate::api::reflection;
 use crate::api::workload::WorkloadApi;
 use crate::bootstrap::store::{DataFile, StoreError};
@@ -32,7 +41,7 @@ use crate::server_client::{Connector, Identity, ServerClient};
 use crate::svid_cache::SvidCache;
 use crate::svid_cache::issuing::Issuing;
 use crate::svid_cache::tokens::JwtSvids;
-use crate::sync::{FatalError, LastSync, Sync};
+use crate::sync::{BeginAnew, FatalError, LastSync, Sync};
 use crate::workload_attestor::WorkloadAttestors;
 use crate::{drivers, metrics};
 
@@ -45,6 +54,15 @@ pub enum StartError {
     /// The address for health and metrics.
     #[error("cannot listen on {address} for health and metrics")]
     Health {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address for brokers.
+    #[error("cannot listen on {address} for brokers")]
+    Broker {
         /// The address.
         address: std::net::SocketAddr,
         /// Why not.
@@ -132,6 +150,7 @@ impl Agent {
         let readiness = Readiness::new();
         let sync_ready = readiness.register("agent");
         let bound = Bound::bind(&config).await?;
+        let peers = bound.serves_brokers().then(tls::TrustStore::empty);
         let mut tasks = TaskGroup::new(shutdown.clone());
         if let Some(listener) = bound.health {
             let serve = serve_http(listener, readiness.clone(), telemetry::metrics(), shutdown.clone());
@@ -139,6 +158,7 @@ impl Agent {
         }
 
         let identity = Identity::empty();
+        let broker_identity = identity.clone();
         let trust = tls::TrustStore::empty();
         let connector = Connector::new(
             config.server.clone(),
@@ -161,7 +181,7 @@ impl Agent {
         };
         let own = tokio::select! {
             () = shutdown.triggered() => return Err(StartError::Stopped),
-            own = bootstrap(&surroundings, &config.bootstrap, patience) => own?,
+            own = bootstrap(&surroundings, &config.bootstrap, &config.rebootstrap, patience) => own?,
         };
 
         let cache = Arc::new(SvidCache::new(config.svid.x509_cache_size));
@@ -184,6 +204,7 @@ impl Agent {
             own: own.clone(),
             client,
             trust,
+            peers: peers.clone(),
             cache: Arc::clone(&cache),
             tokens: Arc::clone(&tokens),
             issuing,
@@ -193,6 +214,11 @@ impl Agent {
             last: last_sync.clone(),
             readiness: sync_ready,
             attested_again: std::sync::atomic::AtomicBool::new(false),
+            anew: BeginAnew {
+                config: config.rebootstrap,
+                source: config.bootstrap,
+                attempts: std::sync::Mutex::default(),
+            },
         };
         sync.first(&shutdown).await?;
         if shutdown.is_triggered() {
@@ -201,15 +227,47 @@ impl Agent {
         let until = shutdown.clone();
         tasks.spawn("sync", async move { Ok(sync.run(until).await?) });
 
+        let (fresh, entries, until) = (Arc::clone(&tokens), Arc::clone(&cache), shutdown.clone());
+        tasks.spawn("jwt-renewal", async move {
+            tokio::select! {
+                () = until.triggered() => {}
+                () = fresh.keep_fresh(|id| entries.entry(id)) => {}
+            }
+            Ok(())
+        });
+        let attestors = workload_attestors
+            .unwrap_or_else(|| drivers::workload_attestors(&config.workload_attestors, &clock));
+        let delegated_identity = DelegatedIdentityApi {
+            cache: Arc::clone(&cache),
+            tokens: Arc::clone(&tokens),
+            attestors: attestors.clone(),
+            clock: Arc::clone(&clock),
+            shutdown: shutdown.clone(),
+            delegates: Arc::new(config.authorized_delegates),
+        };
+        if let Some(trust) = peers {
+            let api = BrokerApi {
+                cache: Arc::clone(&cache),
+                tokens: Arc::clone(&tokens),
+                attestors: attestors.clone(),
+                clock: Arc::clone(&clock),
+                shutdown: shutdown.clone(),
+                brokers: Arc::new(config.broker.brokers),
+                trust,
+            };
+            let (socket, address) = (bound.broker_socket, bound.broker_address);
+            serve_brokers(&mut tasks, api, broker_identity, (socket, address), drain)
+                .map_err(StartError::Reflection)?;
+        }
         let workload_api = WorkloadApi {
             cache: Arc::clone(&cache),
             tokens: Arc::clone(&tokens),
-            attestors: workload_attestors
-                .unwrap_or_else(|| drivers::workload_attestors(&config.workload_attestors, &clock)),
+            attestors,
             clock,
             shutdown: shutdown.clone(),
             allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: Arc::new(config.allowed_foreign_jwt_claims.into_iter().collect()),
+            limits: Arc::new(Limits::new(config.rate_limits)),
         };
         let mut routes = RoutesBuilder::default();
         workload_api.serve(&mut routes);
@@ -220,6 +278,7 @@ impl Agent {
         if let Some(socket) = bound.admin {
             let mut routes = RoutesBuilder::default();
             let (own, cache, last_sync) = (own.clone(), Arc::clone(&cache), last_sync.clone());
+            delegated_identity.serve(&mut routes);
             routes.add_service(DebugServer::new(DebugService { own, cache, tokens, last_sync, started }));
             routes.add_service(HealthServer::new(HealthService::new(readiness.clone())));
             if let Some(log) = log {
@@ -273,6 +332,8 @@ impl Agent {
 struct Bound {
     workload: UnixListenerBound,
     admin: Option<UnixListenerBound>,
+    broker_socket: Option<UnixListenerBound>,
+    broker_address: Option<TcpListener>,
     health: Option<TcpListener>,
 }
 
@@ -290,8 +351,24 @@ impl Bound {
                 Some(path) => Some(bind_unix(path, 0o770, 0o750)?),
                 None => None,
             },
+            broker_socket: match &config.broker.socket {
+                Some(path) => Some(bind_unix(path, 0o777, 0o755)?),
+                None => None,
+            },
+            broker_address: match config.broker.address {
+                Some(address) => Some(
+                    TcpListener::bind(address)
+                        .await
+                        .map_err(|source| StartError::Broker { address, source })?,
+                ),
+                None => None,
+            },
             health,
         })
+    }
+
+    fn serves_brokers(&self) -> bool {
+        self.broker_socket.is_some() || self.broker_address.is_some()
     }
 }
 
@@ -307,4 +384,45 @@ fn serve(
     let mut options = UnixOptions { name, drain, max_connections_per_user: 1024, ..UnixOptions::default() };
     options.http2.max_concurrent_streams = 128;
     tasks.spawn(name, async move { Ok(serve_unix(socket, routes, options, shutdown).await?) });
+}
+
+fn serve_brokers(
+    tasks: &mut TaskGroup,
+    api: BrokerApi,
+    identity: Identity,
+    (socket, address): (Option<UnixListenerBound>, Option<TcpListener>),
+    drain: Duration,
+) -> Result<(), tonic_reflection::server::Error> {
+    let clock = Arc::clone(&api.clock);
+    let now: tls::Now = Arc::new(move || clock.now());
+    let brokers = tls::PeerCheck::AnyOf(api.brokers.keys().cloned().collect());
+    let config = tls::server_config_for(identity, api.trust.clone(), brokers, now);
+    let options = move |name| TlsOptions { name, drain, max_connections: 1024, ..TlsOptions::default() };
+    let routes = |transport| {
+        let mut routes = RoutesBuilder::default();
+        api.clone().serve(transport, &mut routes)?;
+        Ok::<_, tonic_reflection::server::Error>(routes.routes())
+    };
+    if let Some(socket) = socket {
+        let (config, routes) = (Arc::clone(&config), routes(Transport::Unix)?);
+        let shutdown = tasks.shutdown().clone();
+        tasks.spawn("broker", async move {
+            Ok(serve_tls_unix(socket, config, routes, options("broker"), broker_id, shutdown).await?)
+        });
+    }
+    if let Some(listener) = address {
+        let (routes, shutdown) = (routes(Transport::Tcp)?, tasks.shutdown().clone());
+        tasks.spawn("broker-tcp", async move {
+            Ok(serve_tls(listener, config, routes, options("broker-tcp"), broker_id, shutdown).await?)
+        });
+    }
+    Ok(())
+}
+
+/// Who a verified chain belongs to.
+fn broker_id(chain: &[CertificateDer<'_>]) -> Result<Option<SpiffeId>, BoxError> {
+    match chain.first() {
+        None => Ok(None),
+        Some(leaf) => Ok(bonafide_pki::inspect(leaf)?.spiffe_id),
+    }
 }

@@ -27,9 +27,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bonafide_runtime::listener::PeerCred;
+use bonafide_runtime::listener::{PeerCred, PidfdOrigin};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// Why a caller cannot be pinned, or is no longer the process that was pinned.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +96,34 @@ impl PinnedCaller {
     /// The caller is not visible, has no pidfd, has exited, is another process by now, or `/proc` is unreadable.
     pub fn pin(cred: &PeerCred) -> Result<Self, CallerError> {
         Self::pin_observed(cred, Path::new("/proc"), None)
+    }
+
+    /// Pins a process that somebody names by its number, as a delegate or a broker does. From here on it is the one that
+    /// had the number now: that it is the one that was meant, only whoever named it can make sure of.
+    ///
+    /// # Errors
+    /// There is no such process, or as [`pin`](Self::pin).
+    pub fn pin_named(pid: i32) -> Result<Self, CallerError> {
+        let number = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(CallerError::Gone)?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty()).map_err(|errno| match errno {
+            // Nobody has the number, or a thread that is not a process.
+            rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT => {
+                CallerError::Gone
+            }
+            errno => unreadable("its process descriptor", errno),
+        })?;
+        let status = std::fs::read(Path::new("/proc").join(pid.to_string()).join("status"));
+        // Whatever was read: it is this process's if that still runs.
+        ensure_running(&pidfd)?;
+        let status = status.map_err(|source| CallerError::Unreadable { what: "status", source })?;
+        let status = String::from_utf8_lossy(&status);
+        Self::pin(&PeerCred {
+            pid,
+            uid: effective(&status, "Uid")?,
+            gid: effective(&status, "Gid")?,
+            pidfd: Some(Arc::new(pidfd)),
+            pidfd_origin: PidfdOrigin::Opened,
+        })
     }
 
     pub(crate) fn pin_observed(
@@ -267,16 +296,10 @@ impl Pinned {
     /// `/proc/<pid>/status`, whose user and group are still those of the process that connected.
     fn checked_status(&self) -> Result<String, CallerError> {
         let status = self.read("status")?;
-        let effective = |name: &str| -> Result<u32, CallerError> {
-            status_line(&status, name)
-                .and_then(|ids| ids.split_ascii_whitespace().nth(1))
-                .and_then(|id| id.parse().ok())
-                .ok_or_else(|| malformed("status"))
-        };
-        if effective("Uid")? != self.uid {
+        if effective(&status, "Uid")? != self.uid {
             return Err(CallerError::Changed("user"));
         }
-        if effective("Gid")? != self.gid {
+        if effective(&status, "Gid")? != self.gid {
             return Err(CallerError::Changed("group"));
         }
         Ok(status)
@@ -296,6 +319,14 @@ impl Pinned {
 #[must_use]
 pub(crate) fn status_line<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// The effective ID in the line `name` of `/proc/<pid>/status`.
+fn effective(status: &str, name: &str) -> Result<u32, CallerError> {
+    status_line(status, name)
+        .and_then(|ids| ids.split_ascii_whitespace().nth(1))
+        .and_then(|id| id.parse().ok())
+        .ok_or_else(|| malformed("status"))
 }
 
 fn ensure_running(pidfd: &OwnedFd) -> Result<(), CallerError> {
@@ -341,8 +372,7 @@ mod tests {
     use std::process::{Child, Command, Stdio};
     use std::sync::Mutex;
 
-    use bonafide_runtime::listener::PidfdOrigin;
-    use rustix::process::{Pid, PidfdFlags, getegid, geteuid, pidfd_open};
+    use rustix::process::{getegid, geteuid};
 
     use super::*;
 
@@ -386,6 +416,21 @@ mod tests {
         assert!(matches!(caller.recheck(), Err(CallerError::Gone)));
         assert!(matches!(caller.read("status"), Err(CallerError::Gone)));
         assert!(matches!(caller.executable(), Err(CallerError::Gone)));
+    }
+
+    #[test]
+    fn a_named_process_is_pinned_like_a_caller() {
+        let mut child = sleeper();
+        let pid = i32::try_from(child.id()).unwrap();
+        let named = PinnedCaller::pin_named(pid).unwrap();
+        assert_eq!((named.pid(), named.uid(), named.gid()), (pid, geteuid().as_raw(), getegid().as_raw()));
+        named.recheck().unwrap();
+        kill(&mut child);
+        assert!(!named.is_running());
+        assert!(matches!(PinnedCaller::pin_named(pid), Err(CallerError::Gone)));
+        for nobody in [0, -1, i32::MIN, i32::MAX] {
+            assert!(matches!(PinnedCaller::pin_named(nobody), Err(CallerError::Gone)), "{nobody}");
+        }
     }
 
     #[test]

@@ -28,15 +28,16 @@ pub const AGENT_METRICS: &[MetricDoc] = &[
         MetricKind::Counter,
         "",
         &["method", "code"],
-        "Calls of the Workload API that ended, by gRPC code. A stream that its client closed ends with OK.",
+        "Calls that ended, by gRPC code: of the Workload API, and with `delegated.` or `broker.` before the method of the \
+         Delegated Identity and of the Broker API. A stream that its client closed ends with OK.",
     ),
-    doc(WORKLOAD_STREAMS, MetricKind::Gauge, "", &["method"], "Open streams of the Workload API."),
+    doc(WORKLOAD_STREAMS, MetricKind::Gauge, "", &["method"], "Open streams, by method as above."),
     doc(
         WORKLOAD_UPDATES,
         MetricKind::Counter,
         "",
         &["method"],
-        "Messages that were pushed on streams of the Workload API, the first of each included.",
+        "Messages that were pushed on streams, the first of each included.",
     ),
     doc(
         WORKLOAD_ATTESTATIONS,

@@ -250,14 +250,30 @@ impl OwnSvid {
             let chain = client.renew(fresh.csr()?).await?;
             fresh.with_chain(chain, false)?
         };
+        self.install(pair, None, client).await?;
+        Ok(())
+    }
+
+    /// Puts another pair into use, and another bundle with it if there is one.
+    ///
+    /// # Errors
+    /// The state file cannot be written; the present SVID stays in use.
+    pub(crate) async fn install(
+        &self,
+        pair: Pair,
+        roots: Option<Vec<Vec<u8>>>,
+        client: &ServerClient,
+    ) -> Result<(), OwnSvidError> {
         // On disk before it is used: the server forgets the old serial when it sees the new one.
-        let bundle = self.state().roots.clone();
-        self.write(AgentData { svid: pair.chain.clone(), bundle, reattestable: pair.reattestable }).await?;
+        let bundle = roots.unwrap_or_else(|| self.roots());
+        let (svid, reattestable) = (pair.chain.clone(), pair.reattestable);
+        self.write(AgentData { svid, bundle: bundle.clone(), reattestable, ..AgentData::default() }).await?;
         {
-            let renew_at = draw_renewal(&pair, &*surroundings.random);
+            let renew_at = draw_renewal(&pair, &*self.0.surroundings.random);
             let mut state = self.state();
             state.pair = pair;
             state.renew_at = renew_at;
+            state.roots = bundle;
         }
         self.present();
         client.disconnect().await;
@@ -307,7 +323,22 @@ impl OwnSvid {
             svid: state.pair.chain.clone(),
             bundle: state.roots.clone(),
             reattestable: state.pair.reattestable,
+            ..AgentData::default()
         }
+    }
+
+    pub(crate) fn surroundings(&self) -> &Surroundings {
+        &self.0.surroundings
+    }
+
+    /// The key slot in use.
+    pub(crate) fn slot(&self) -> &'static str {
+        self.state().pair.slot
+    }
+
+    /// The X.509 authorities of the own trust domain that are kept for the next start.
+    pub(crate) fn roots(&self) -> Vec<Vec<u8>> {
+        self.state().roots.clone()
     }
 
     /// Shows the SVID at handshakes from now on.

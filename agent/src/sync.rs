@@ -5,12 +5,13 @@
 //! the interval bounds how old the agent's knowledge is, not how long anybody waits.
 //!
 //! A denial that the server gives a reason for is acted upon (see [`reaction`]). Everything else is retried with growing
-//! delays, while workloads keep what they hold. A server that this agent's bundle does not know is retried as well:
-//! leaving would take the SVIDs of every workload along, and the log says what is wrong.
+//! delays, while workloads keep what they hold. A server that this agent's bundle does not know is retried as well, and the
+//! agent begins anew when it is told to: leaving would take the SVIDs of every workload along, and the log says what is
+//! wrong.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bonafide_identity::{Bundle, Timestamp, TrustDomain};
@@ -23,6 +24,9 @@ use bonafide_runtime::shutdown::Shutdown;
 use bonafide_runtime::tasks::chain;
 use tokio::task::JoinSet;
 
+use crate::bootstrap::store::Attempts;
+use crate::bootstrap::{Unknown, begin_anew, decide};
+use crate::config::{BootstrapConfig, Rebootstrap};
 use crate::metrics;
 use crate::own_svid::{OwnSvid, OwnSvidError};
 use crate::server_client::{ServerClient, ServerError};
@@ -148,6 +152,8 @@ pub struct Sync {
     pub(crate) own: OwnSvid,
     pub(crate) client: ServerClient,
     pub(crate) trust: tls::TrustStore,
+    /// By what the members of all trust domains whose bundles the agent holds are recognised, if anybody wants to know.
+    pub(crate) peers: Option<tls::TrustStore>,
     pub(crate) cache: Arc<SvidCache>,
     pub(crate) tokens: Arc<JwtSvids>,
     pub(crate) issuing: Issuing,
@@ -158,6 +164,22 @@ pub struct Sync {
     pub(crate) readiness: ReadinessGuard,
     /// Since the last pass that succeeded.
     pub(crate) attested_again: AtomicBool,
+    /// What to do when the server is no longer known.
+    pub(crate) anew: BeginAnew,
+}
+
+/// What an agent needs that begins anew when it no longer knows its server.
+pub(crate) struct BeginAnew {
+    pub(crate) config: Rebootstrap,
+    pub(crate) source: BootstrapConfig,
+    /// Since the server was last known.
+    pub(crate) attempts: Mutex<Attempts>,
+}
+
+impl BeginAnew {
+    fn attempts(&self) -> MutexGuard<'_, Attempts> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Sync {
@@ -231,6 +253,7 @@ impl Sync {
             Ok(()) => {
                 backoff.reset();
                 self.attested_again.store(false, Ordering::Relaxed);
+                *self.anew.attempts() = Attempts::default();
                 self.last.succeeded(now);
                 self.readiness.ready();
                 Ok(self.jittered())
@@ -248,7 +271,13 @@ impl Sync {
                     SyncError::OwnSvid(OwnSvidError::Server(error)) => error.denial(),
                     _ => None,
                 };
-                let reattests = self.react(denial).await?;
+                let unknown = match &error {
+                    SyncError::Server(error) | SyncError::OwnSvid(OwnSvidError::Server(error)) => {
+                        error.is_unknown_authority()
+                    }
+                    _ => false,
+                };
+                let reattests = if unknown { self.begin_anew(now).await } else { self.react(denial).await? };
                 self.check_life(error)?;
                 let mut delay = backoff.next(self.random.u64());
                 if self.cache.counts().x509 == 0 {
@@ -260,6 +289,30 @@ impl Sync {
                 }
                 tracing::warn!(error = text, retry_in = ?delay, "synchronisation with the server failed");
                 Ok(delay)
+            }
+        }
+    }
+
+    /// The server is not known by the agent's bundle. Says whether the agent has just been attested anew.
+    async fn begin_anew(&self, now: Timestamp) -> bool {
+        let attempts = {
+            let mut attempts = self.anew.attempts();
+            *attempts = attempts.one_more(now);
+            *attempts
+        };
+        let since = attempts.since.unwrap_or(now);
+        if decide(&self.anew.config, self.own.reattestable(), since, now) == Unknown::Wait {
+            return false;
+        }
+        tracing::warn!("the server is not known by the agent's bundle; beginning anew");
+        match begin_anew(&self.own, &self.client, &self.anew.source, attempts).await {
+            Ok(()) => {
+                tracing::warn!(id = %self.own.id(), "this node is attested anew");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "beginning anew failed");
+                false
             }
         }
     }
@@ -319,6 +372,11 @@ impl Sync {
         self.tokens.drop_signed_by(&bundles.tainted.jwt);
         let tainted = self.own.is_signed_by(&bundles.tainted.x509);
         tracing::debug!(entries = sync.entries.len(), transferred = sync.transferred, "synchronised");
+        if let Some(peers) = &self.peers
+            && before.is_none_or(|before| !bundles.same_as(&before))
+        {
+            peers.set(bundles.trust_roots());
+        }
         self.cache.update(sync.entries, bundles);
         let signed = self.issuing.sign_due(Occasion::Regular).await.map(drop);
         if tainted {

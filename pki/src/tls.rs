@@ -171,7 +171,7 @@ pub enum ClientAuth {
     RequiredSpiffe,
 }
 
-/// Which servers a client accepts, once their chain is verified.
+/// Which peers are accepted, once their chain is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerCheck {
     /// This SPIFFE ID and no other.
@@ -264,15 +264,36 @@ pub fn server_config(
     clients: ClientAuth,
     now: Now,
 ) -> Arc<ServerConfig> {
+    match clients {
+        ClientAuth::None => server(svid, None, now),
+        ClientAuth::OptionalSpiffe | ClientAuth::RequiredSpiffe => {
+            let mandatory = clients == ClientAuth::RequiredSpiffe;
+            server(svid, Some(SpiffeVerifier::new(trust, mandatory, None)), now)
+        }
+    }
+}
+
+/// As [`server_config`], for a server that has certain clients only: a certificate is required, and whoever shows
+/// another's is refused in the handshake.
+///
+/// # Panics
+/// Never: the backend's provider supports the protocol versions that are asked for.
+pub fn server_config_for(
+    svid: SvidHolder,
+    trust: TrustStore,
+    clients: PeerCheck,
+    now: Now,
+) -> Arc<ServerConfig> {
+    server(svid, Some(SpiffeVerifier::new(trust, true, Some(clients))), now)
+}
+
+fn server(svid: SvidHolder, clients: Option<SpiffeVerifier>, now: Now) -> Arc<ServerConfig> {
     let builder = ServerConfig::builder_with_details(provider(), Arc::new(InjectedTime(now)))
         .with_safe_default_protocol_versions()
         .expect("the provider supports TLS 1.2 and 1.3");
     let builder = match clients {
-        ClientAuth::None => builder.with_no_client_auth(),
-        ClientAuth::OptionalSpiffe | ClientAuth::RequiredSpiffe => {
-            let mandatory = clients == ClientAuth::RequiredSpiffe;
-            builder.with_client_cert_verifier(Arc::new(SpiffeVerifier::new(trust, mandatory, None)))
-        }
+        None => builder.with_no_client_auth(),
+        Some(verifier) => builder.with_client_cert_verifier(Arc::new(verifier)),
     };
     let mut config = builder.with_cert_resolver(Arc::new(Presents(svid)));
     config.alpn_protocols = vec![HTTP2.to_vec()];
@@ -438,13 +459,13 @@ fn algorithms() -> WebPkiSupportedAlgorithms {
 struct SpiffeVerifier {
     trust: TrustStore,
     mandatory: bool,
-    servers: Option<PeerCheck>,
+    peers: Option<PeerCheck>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl SpiffeVerifier {
-    fn new(trust: TrustStore, mandatory: bool, servers: Option<PeerCheck>) -> Self {
-        Self { trust, mandatory, servers, algorithms: algorithms() }
+    fn new(trust: TrustStore, mandatory: bool, peers: Option<PeerCheck>) -> Self {
+        Self { trust, mandatory, peers, algorithms: algorithms() }
     }
 }
 
@@ -464,7 +485,10 @@ impl ClientCertVerifier for SpiffeVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.trust.verify(leaf, intermediates, now).map_err(PeerError::from)?;
+        let id = self.trust.verify(leaf, intermediates, now).map_err(PeerError::from)?;
+        if let Some(expected) = &self.peers {
+            expected.check(&id)?;
+        }
         Ok(ClientCertVerified::assertion())
     }
 
@@ -501,8 +525,8 @@ impl ServerCertVerifier for SpiffeVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let id = self.trust.verify(leaf, intermediates, now).map_err(PeerError::from)?;
-        if let Some(servers) = &self.servers {
-            servers.check(&id)?;
+        if let Some(expected) = &self.peers {
+            expected.check(&id)?;
         }
         Ok(ServerCertVerified::assertion())
     }

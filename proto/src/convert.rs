@@ -35,7 +35,8 @@ pub use id::{
     selectors_to_wire, spiffe_id_from_wire, spiffe_id_to_wire, trust_domain_from_wire, workload_id_from_wire,
 };
 pub use status::{
-    denial_reason, permission_denied_with_reason, result_status, status, status_from_error, status_ok,
+    denial_reason, error_info, permission_denied_with_reason, result_status, status, status_from_error,
+    status_ok, status_with_error_info,
 };
 pub use svid::{
     SignedToken, X509Chain, jwt_svid_from_server, jwt_svid_to_wire, wit_svid_from_server, wit_svid_to_wire,

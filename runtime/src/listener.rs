@@ -34,7 +34,7 @@ use crate::telemetry::{MetricDoc, MetricKind, Stability};
 pub use bind::{UnixListenerBound, bind_unix};
 pub use limits::{DescriptorLimit, forbid_core_dumps, raise_descriptor_limit};
 pub use registry::{CloseMode, ConnectionRegistry};
-pub use tls::{TlsOptions, serve_tls};
+pub use tls::{TlsOptions, serve_tls, serve_tls_unix};
 pub use unix::{UnixOptions, serve_unix};
 
 /// Why a listener could not be made or ended.
@@ -140,7 +140,7 @@ pub struct UnixPeer {
 /// A peer on TLS.
 #[derive(Clone, Debug)]
 pub struct TlsPeer {
-    /// Where it connects from.
+    /// Where it connects from; the unspecified address on a Unix socket.
     pub addr: SocketAddr,
     /// The verified client chain in DER, leaf first; empty when it sent none.
     pub certificates: Arc<Vec<Vec<u8>>>,

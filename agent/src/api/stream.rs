@@ -47,10 +47,51 @@ pub(super) trait Feed: Send + Sync + 'static {
     fn next(&self, view: View<<Self::Kind as Kind>::Svid>) -> Next<Self::Message>;
 }
 
+/// A process on whose life a stream depends.
+pub(super) struct Watched {
+    pub(super) process: PinnedCaller,
+    /// What the stream ends with when the process has.
+    pub(super) gone: fn() -> Status,
+}
+
+impl Watched {
+    /// The process at the other end.
+    pub(super) fn caller(process: PinnedCaller) -> Self {
+        Self { process, gone: || Status::unavailable(ATTESTATION_FAILED) }
+    }
+
+    fn check(&self) -> Result<(), Status> {
+        if self.process.is_running() { Ok(()) } else { Err((self.gone)()) }
+    }
+}
+
+/// Decides again before each message whether the caller may have it.
+pub(super) trait Gate: Send + 'static {
+    /// Waits until the answer may have changed.
+    fn changed(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Whether the caller may have a message now.
+    fn check(&mut self) -> Result<(), Status>;
+}
+
+/// For streams whose subscription is the caller's own: what it may have is what it sees.
+pub(super) struct Open;
+
+impl Gate for Open {
+    async fn changed(&mut self) {
+        std::future::pending::<()>().await;
+    }
+
+    fn check(&mut self) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
 /// What a stream runs in.
-pub(super) struct Channel {
+pub(super) struct Channel<G = Open> {
     pub(super) subscription: Subscription,
-    pub(super) caller: PinnedCaller,
+    pub(super) watched: Vec<Watched>,
+    pub(super) gate: G,
     pub(super) clock: SharedClock,
     pub(super) shutdown: Shutdown,
 }
@@ -58,13 +99,17 @@ pub(super) struct Channel {
 pub(super) type Messages<M> = ReceiverStream<Result<M, Status>>;
 
 /// Starts a stream.
-pub(super) fn open<F: Feed>(feed: F, channel: Channel) -> Response<Messages<F::Message>> {
+pub(super) fn open<F: Feed, G: Gate>(feed: F, channel: Channel<G>) -> Response<Messages<F::Message>> {
     let (send, receive) = mpsc::channel(1);
     tokio::spawn(run(feed, channel, send));
     Response::new(ReceiverStream::new(receive))
 }
 
-async fn run<F: Feed>(feed: F, mut channel: Channel, send: mpsc::Sender<Result<F::Message, Status>>) {
+async fn run<F: Feed, G: Gate>(
+    feed: F,
+    mut channel: Channel<G>,
+    send: mpsc::Sender<Result<F::Message, Status>>,
+) {
     metrics::workload_stream(F::METHOD, 1.0);
     let code = match push(&feed, &mut channel, &send).await {
         Ok(()) => Code::Ok,
@@ -80,12 +125,12 @@ async fn run<F: Feed>(feed: F, mut channel: Channel, send: mpsc::Sender<Result<F
 }
 
 /// Ends without error when the client has gone.
-async fn push<F: Feed>(
+async fn push<F: Feed, G: Gate>(
     feed: &F,
-    channel: &mut Channel,
+    channel: &mut Channel<G>,
     send: &mpsc::Sender<Result<F::Message, Status>>,
 ) -> Result<(), Status> {
-    let Channel { subscription, caller, clock, shutdown } = channel;
+    let Channel { subscription, watched, gate, clock, shutdown } = channel;
     let mut last: Option<F::Mark> = None;
     loop {
         // Room first, state afterwards: a slow client gets the newest state and not a queue of old ones.
@@ -95,9 +140,8 @@ async fn push<F: Feed>(
         };
         let Ok(room) = room else { return Ok(()) };
         let next = subscription.view::<F::Kind>(clock.now()).map_or(Next::Wait, |view| feed.next(view));
-        if !caller.is_running() {
-            return Err(Status::unavailable(ATTESTATION_FAILED));
-        }
+        gate.check()?;
+        watched.iter().try_for_each(Watched::check)?;
         match next {
             Next::Send(message) => {
                 let mark = feed.mark(&message);
@@ -113,12 +157,14 @@ async fn push<F: Feed>(
         loop {
             tokio::select! {
                 () = subscription.changed() => break,
+                () = gate.changed() => break,
                 () = send.closed() => return Ok(()),
                 () = shutdown.triggered() => return Err(Status::unavailable(STOPPING)),
                 // Somebody else may hold the socket of a caller that is gone.
-                () = tokio::time::sleep(LIFE_CHECK) => if !caller.is_running() {
-                    return Err(Status::unavailable(ATTESTATION_FAILED));
-                },
+                () = tokio::time::sleep(LIFE_CHECK) => {
+                    gate.check()?;
+                    watched.iter().try_for_each(Watched::check)?;
+                }
             }
         }
     }

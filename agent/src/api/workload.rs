@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bonafide_identity::{Entry, SelectorSet, SpiffeId, TrustDomain, drop_duplicate_hints};
 use bonafide_pki::validate_jwt_svid;
+use bonafide_proto::convert::SignedToken;
 use bonafide_proto::workload::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
 use bonafide_proto::workload::{
     JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
@@ -21,18 +22,21 @@ use bonafide_proto::workload::{
 use bonafide_runtime::clock::SharedClock;
 use bonafide_runtime::shutdown::Shutdown;
 use bonafide_runtime::tasks::chain;
-use tokio::task::JoinSet;
 use tonic::service::RoutesBuilder;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use super::stream::{Channel, Feed, Messages, Next, open};
-use super::{ATTESTATION_FAILED, pin};
+use super::limit::Limits;
+use super::stream::{Channel, Feed, Messages, Next, Open, Watched, open};
+use super::{
+    ATTESTATION_FAILED, Ready, audiences, code, no_identity, pin, ready_svids, require_security_header,
+    sign_all,
+};
 use crate::caller::PinnedCaller;
 use crate::metrics;
 use crate::svid_cache::tokens::JwtSvids;
 use crate::svid_cache::{
-    Availability, Bundles, CachedBundle, Interest, Svid, SvidCache, View, Wit, WorkloadKeys, X509,
+    Availability, Bundles, CachedBundle, Interest, SvidCache, View, Wit, WorkloadKeys, X509,
 };
 use crate::workload_attestor::WorkloadAttestors;
 
@@ -53,13 +57,17 @@ pub struct WorkloadApi {
     pub allow_unauthenticated_verifiers: bool,
     /// Further claims of foreign tokens to hand out.
     pub allowed_foreign_jwt_claims: Arc<BTreeSet<String>>,
+    /// How often callers may call.
+    pub limits: Arc<Limits>,
 }
 
 impl WorkloadApi {
     /// Adds the service, which refuses calls without the security header before anything else is looked at.
     pub fn serve(self, routes: &mut RoutesBuilder) {
         let service = SpiffeWorkloadApiServer::new(self).max_decoding_message_size(MAX_REQUEST);
-        routes.add_service(InterceptedService::new(service, require_security_header));
+        routes.add_service(InterceptedService::new(service, |request: Request<()>| {
+            require_security_header(request, "workload.spiffe.io")
+        }));
     }
 
     async fn attest(&self, extensions: &http::Extensions) -> Result<(PinnedCaller, SelectorSet), Status> {
@@ -68,13 +76,30 @@ impl WorkloadApi {
         Ok((caller, selectors.map_err(|_| Status::unavailable(ATTESTATION_FAILED))?))
     }
 
+    /// As [`attest`](Self::attest), for a method whose calls may be limited.
+    async fn admit(
+        &self,
+        extensions: &http::Extensions,
+        method: &'static str,
+    ) -> Result<(PinnedCaller, SelectorSet), Status> {
+        let (caller, selectors) = self.attest(extensions).await?;
+        if u32::try_from(caller.pid()) != Ok(std::process::id())
+            && !self.limits.admits(method, &selectors, self.clock.now())
+        {
+            tracing::warn!(?caller, method, "a caller calls too often");
+            return Err(Status::unavailable(format!("rate limit exceeded for /SpiffeWorkloadAPI/{method}")));
+        }
+        Ok((caller, selectors))
+    }
+
     async fn stream<F: Feed>(&self, extensions: &http::Extensions, feed: F) -> Opened<F::Message> {
-        let attested = self.attest(extensions).await;
+        let attested = self.admit(extensions, F::METHOD).await;
         let (caller, selectors) =
             attested.inspect_err(|status| metrics::workload_called(F::METHOD, status.code()))?;
         let channel = Channel {
             subscription: self.cache.subscribe(selectors, F::INTEREST),
-            caller,
+            watched: vec![Watched::caller(caller)],
+            gate: Open,
             clock: Arc::clone(&self.clock),
             shutdown: self.shutdown.clone(),
         };
@@ -91,19 +116,15 @@ impl WorkloadApi {
 
     async fn jwt_svids(&self, request: Request<JwtsvidRequest>) -> Result<JwtsvidResponse, Status> {
         let (_, extensions, request) = request.into_parts();
-        let audiences: Vec<String> =
-            request.audience.into_iter().filter(|audience| !audience.is_empty()).collect();
-        if audiences.is_empty() {
-            return Err(Status::invalid_argument("audience must be specified"));
-        }
+        let audiences = audiences(request.audience)?;
         let wanted = requested_id(&request.spiffe_id)?;
-        let (caller, selectors) = self.attest(&extensions).await?;
+        let (caller, selectors) = self.admit(&extensions, "FetchJWTSVID").await?;
         let mut entries = drop_duplicate_hints(self.cache.matching(&selectors));
         entries.retain(|entry| wanted.as_ref().is_none_or(|id| entry.spiffe_id == *id));
         if entries.is_empty() {
             return Err(no_identity());
         }
-        let svids = self.sign_all(entries, audiences).await?;
+        let signed = sign_all(&self.tokens, entries, audiences).await?;
         // Signing may have taken its time.
         if let Err(error) = caller.recheck() {
             tracing::warn!(
@@ -113,40 +134,12 @@ impl WorkloadApi {
             );
             return Err(Status::unavailable(ATTESTATION_FAILED));
         }
-        Ok(JwtsvidResponse { svids })
-    }
-
-    async fn sign_all(
-        &self,
-        entries: Vec<Arc<Entry>>,
-        audiences: Vec<String>,
-    ) -> Result<Vec<Jwtsvid>, Status> {
-        let audiences: Arc<[String]> = audiences.into();
-        let mut running = JoinSet::new();
-        for (position, entry) in entries.into_iter().enumerate() {
-            let (tokens, audiences) = (Arc::clone(&self.tokens), Arc::clone(&audiences));
-            running.spawn(async move {
-                let token = tokens.fetch(&entry, &audiences).await;
-                (position, entry, token)
-            });
-        }
-        let mut svids = Vec::with_capacity(running.len());
-        while let Some(done) = running.join_next().await {
-            let (position, entry, token) = done.map_err(|_| Status::internal("signing stopped"))?;
-            let token = token.map_err(|error| {
-                let error = chain(&error);
-                tracing::warn!(entry = entry.id.as_str(), id = %entry.spiffe_id, error, "could not fetch a JWT-SVID");
-                Status::unavailable(format!("could not fetch JWT-SVID: {error}"))
-            })?;
-            let svid = Jwtsvid {
-                spiffe_id: entry.spiffe_id.to_string(),
-                svid: token.token.clone(),
-                hint: entry.hint.to_string(),
-            };
-            svids.push((position, svid));
-        }
-        svids.sort_unstable_by_key(|(position, _)| *position);
-        Ok(svids.into_iter().map(|(_, svid)| svid).collect())
+        let svid = |(entry, token): (Arc<Entry>, Arc<SignedToken>)| Jwtsvid {
+            spiffe_id: entry.spiffe_id.to_string(),
+            svid: token.token.clone(),
+            hint: entry.hint.to_string(),
+        };
+        Ok(JwtsvidResponse { svids: signed.into_iter().map(svid).collect() })
     }
 
     async fn validate(
@@ -318,12 +311,9 @@ impl Feed for WitSvidFeed {
     }
 }
 
-/// Entries with the SVIDs to send for them.
-type Ready<S> = Vec<(Arc<Entry>, Arc<S>)>;
-
 /// The SVIDs to send: one for each entry that is left after the rule about hints. While one is being signed nothing is sent,
 /// for a client takes the first message as all it will get at start.
-fn ready<S: Svid, M>(entries: Vec<(Arc<Entry>, Availability<S>)>) -> Result<Ready<S>, Next<M>> {
+fn ready<S, M>(entries: Vec<(Arc<Entry>, Availability<S>)>) -> Result<Ready<S>, Next<M>> {
     if entries.is_empty() {
         return Err(Next::End(no_identity()));
     }
@@ -332,15 +322,7 @@ fn ready<S: Svid, M>(entries: Vec<(Arc<Entry>, Availability<S>)>) -> Result<Read
             .into_iter()
             .map(|entry| entry.id.clone())
             .collect();
-    let mut ready = Vec::with_capacity(kept.len());
-    for (entry, availability) in entries.into_iter().filter(|(entry, _)| kept.contains(&entry.id)) {
-        match availability {
-            Availability::Ready(svid) => ready.push((entry, svid)),
-            Availability::Pending => return Err(Next::Wait),
-            Availability::Refused => {}
-        }
-    }
-    if ready.is_empty() { Err(Next::Wait) } else { Ok(ready) }
+    ready_svids(entries.into_iter().filter(|(entry, _)| kept.contains(&entry.id))).ok_or(Next::Wait)
 }
 
 /// One of the forms in which bundles are served.
@@ -452,29 +434,12 @@ fn bundles_for<M, S>(
 /// largest that makes sense is a token to validate, of up to 64 KiB.
 const MAX_REQUEST: usize = 128 * 1024;
 
-/// SPIFFE Workload Endpoint, section 3: proof that the call was not made by a confused deputy such as a browser.
-fn require_security_header(request: Request<()>) -> Result<Request<()>, Status> {
-    let mut values = request.metadata().get_all("workload.spiffe.io").iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) if value == "true" => Ok(request),
-        _ => Err(Status::invalid_argument("security header missing from request")),
-    }
-}
-
-fn requested_id(text: &str) -> Result<Option<SpiffeId>, Status> {
+pub(super) fn requested_id(text: &str) -> Result<Option<SpiffeId>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
     let id = SpiffeId::parse(text);
     id.map(Some).map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")))
-}
-
-fn no_identity() -> Status {
-    Status::permission_denied("no identity issued")
-}
-
-fn code<T>(result: &Result<T, Status>) -> Code {
-    result.as_ref().map_or_else(Status::code, |_| Code::Ok)
 }
 
 fn wire_value(value: serde_json::Value) -> prost_types::Value {

@@ -4,24 +4,30 @@
 //! connection without client certificate, and the bundle is fetched on that same connection: it is trusted because the
 //! server has just proven itself by the bundle that the operator supplied.
 //!
+//! When the bundle that the agent holds no longer knows the server, the agent can, if it is told to and can attest again,
+//! begin anew with the bundle of the operator ([`decide`]). It does so without a restart: workloads keep what they hold until
+//! it has worked.
+//!
 //! Rejected: waiting for ever at start-up. A node that cannot attest within a minute should be seen by whoever
-//! supervises it.
+//! supervises it. (An agent that may begin anew tries for a day.)
 
+pub mod source;
 pub mod store;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::{Bundle, TrustDomain};
-use bonafide_pki::{KeyManager, TrustRoots, X509Error, bundle};
+use bonafide_identity::{Bundle, Timestamp, TrustDomain};
+use bonafide_pki::{KeyManager, TrustRoots, X509Error};
 use bonafide_runtime::backoff::Backoff;
 use tonic::Code;
 
-use crate::config::{BootstrapConfig, BundleFormat};
+use crate::config::{BootstrapConfig, Rebootstrap, RebootstrapMode};
 use crate::own_svid::{OwnSvid, OwnSvidError, Slots, Stored};
 use crate::server_client::{OPERATION_TIMEOUT, ServerError, Verification};
-use store::{AgentData, StoreError};
+use source::{Inquiry, SourceError};
+use store::{AgentData, Attempts, StoreError};
 
 pub(crate) use crate::own_svid::Surroundings;
 
@@ -39,14 +45,12 @@ pub enum BootstrapError {
         /// What the configuration says.
         configured: TrustDomain,
     },
-    /// The bundle file.
-    #[error("cannot use the trust bundle in {path}: {problem}")]
-    BundleFile {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// The bundle of the operator.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// It is there and cannot be used.
+    #[error("the trust bundle for the first contact cannot be used")]
+    Supplied(#[source] X509Error),
     /// The bundle that the server sent.
     #[error("the server sent a trust bundle that cannot be used")]
     Bundle(#[source] X509Error),
@@ -56,6 +60,30 @@ pub enum BootstrapError {
     /// The agent's own SVID.
     #[error(transparent)]
     OwnSvid(#[from] OwnSvidError),
+    /// The agent should be able to begin anew, and is not.
+    #[error(
+        "bootstrap.rebootstrap_mode is \"always\", but this agent cannot attest again: neither by its attestor nor by the \
+         server's leave"
+    )]
+    CannotBeginAnew,
+}
+
+/// What to do when the server is not known by the bundle that the agent holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unknown {
+    /// Try again with the same bundle: it may be an impostor, or a server that is being set up.
+    Wait,
+    /// Begin anew with the operator's bundle.
+    BeginAnew,
+}
+
+/// Begin anew after the delay, and only when the agent may attest again: it would be left with nothing otherwise.
+pub(crate) fn decide(config: &Rebootstrap, reattestable: bool, since: Timestamp, now: Timestamp) -> Unknown {
+    if config.mode != RebootstrapMode::Never && reattestable && now.saturating_since(since) >= config.delay {
+        Unknown::BeginAnew
+    } else {
+        Unknown::Wait
+    }
 }
 
 /// How long a first attestation is tried.
@@ -77,33 +105,17 @@ impl Default for AttestPatience {
 pub(crate) async fn bootstrap(
     surroundings: &Surroundings,
     config: &BootstrapConfig,
+    anew: &Rebootstrap,
     patience: AttestPatience,
 ) -> Result<OwnSvid, BootstrapError> {
     let data = surroundings.file.load()?;
-    let now = surroundings.clock.now();
-    let verification = if !data.bundle.is_empty() {
+    if !data.bundle.is_empty() {
         trust(surroundings, &data.bundle).map_err(|error| StoreError::Damaged {
             path: Path::new("agent-data.json").to_owned(),
             problem: error.to_string(),
         })?;
-        Verification::Bundle
-    } else {
-        match config {
-            BootstrapConfig::Bundle { file, format } => {
-                let problem = |problem: String| BootstrapError::BundleFile { path: file.clone(), problem };
-                let bundle = read_bundle(&surroundings.trust_domain, file, *format).map_err(problem)?;
-                let roots = roots(&bundle);
-                if roots.is_empty() {
-                    return Err(problem("it holds no X.509 authority".to_owned()));
-                }
-                trust(surroundings, &roots).map_err(|error| problem(error.to_string()))?;
-                Verification::Bundle
-            }
-            BootstrapConfig::Insecure => Verification::ClaimedId,
-        }
-    };
-
-    match Stored::find(&data, &surroundings.keys, now).await? {
+    }
+    let own = match Stored::find(&data, &surroundings.keys, surroundings.clock.now()).await? {
         Stored::Usable(stored) => {
             let found = stored.id().trust_domain();
             if *found != surroundings.trust_domain {
@@ -113,36 +125,145 @@ pub(crate) async fn bootstrap(
                 });
             }
             tracing::info!(id = %stored.id(), not_after = stored.not_after().unix_seconds(), "using the stored SVID of the agent");
-            return Ok(OwnSvid::adopt(surroundings, stored, roots_or_empty(&data)));
+            if data.bundle.is_empty() {
+                supplied(surroundings, config, &data).await?;
+            }
+            OwnSvid::adopt(surroundings, stored, data.bundle)
         }
-        Stored::Unusable(why) => tracing::info!(why, "attesting this node"),
+        Stored::Unusable(why) => {
+            tracing::info!(why, "attesting this node");
+            attest(surroundings, data, config, anew, patience).await?
+        }
+    };
+    if anew.mode != RebootstrapMode::Never && !own.reattestable() {
+        if anew.mode == RebootstrapMode::Always {
+            return Err(BootstrapError::CannotBeginAnew);
+        }
+        tracing::warn!(
+            "this agent cannot attest again, so it cannot begin anew when it no longer knows its server"
+        );
     }
-    attest(surroundings, verification, patience).await
+    Ok(own)
+}
+
+/// How to recognise the server by what the operator supplies; trusts it from now on.
+async fn supplied(
+    surroundings: &Surroundings,
+    config: &BootstrapConfig,
+    data: &AgentData,
+) -> Result<Verification, BootstrapError> {
+    let inquiry = Inquiry {
+        trust_domain: &surroundings.trust_domain,
+        server: surroundings.connector.address(),
+        again: !data.bundle.is_empty(),
+        attempts: data.attempts,
+        now: surroundings.clock.now(),
+    };
+    match source::fetch(config, &inquiry).await? {
+        None => Ok(Verification::ClaimedId),
+        Some(roots) => {
+            trust(surroundings, &roots).map_err(|error| match config {
+                BootstrapConfig::Bundle { file, .. } => {
+                    SourceError::File { path: file.clone(), problem: error.to_string() }.into()
+                }
+                _ => BootstrapError::Supplied(error),
+            })?;
+            Ok(Verification::Bundle)
+        }
+    }
 }
 
 async fn attest(
     surroundings: &Surroundings,
-    verification: Verification,
+    mut data: AgentData,
+    config: &BootstrapConfig,
+    anew: &Rebootstrap,
     patience: AttestPatience,
 ) -> Result<OwnSvid, BootstrapError> {
     let started = tokio::time::Instant::now();
+    let total = if anew.mode == RebootstrapMode::Never { patience.total } else { PATIENCE_TO_BEGIN_ANEW };
     let mut backoff = Backoff::new(patience.initial, patience.total, 1.5);
+    let mut by_stored = !data.bundle.is_empty();
     loop {
-        let attempt = tokio::time::timeout(OPERATION_TIMEOUT, attest_once(surroundings, verification)).await;
+        let now = surroundings.clock.now();
+        data.attempts = data.attempts.one_more(now);
+        surroundings.file.store(&data)?;
+        let attempt = async {
+            let verification =
+                if by_stored { Verification::Bundle } else { supplied(surroundings, config, &data).await? };
+            attest_once(surroundings, verification).await
+        };
+        let attempt = tokio::time::timeout(OPERATION_TIMEOUT, attempt).await;
         let error = match attempt {
             Ok(Ok(own)) => return Ok(own),
-            Ok(Err(BootstrapError::Attestation(error))) => error,
-            Ok(Err(other)) => return Err(other),
-            Err(_) => ServerError::Timeout { rpc: "AttestAgent", after: OPERATION_TIMEOUT },
+            Ok(Err(error)) => error,
+            Err(_) => BootstrapError::Attestation(ServerError::Timeout {
+                rpc: "AttestAgent",
+                after: OPERATION_TIMEOUT,
+            }),
         };
+        if by_stored
+            && matches!(&error, BootstrapError::Attestation(error) if error.is_unknown_authority())
+            && decide(anew, data.reattestable, data.attempts.since.unwrap_or(now), now) == Unknown::BeginAnew
+        {
+            tracing::warn!("the server is not known by the stored bundle; beginning anew");
+            by_stored = false;
+            continue;
+        }
         let delay = backoff.next(surroundings.random.u64());
-        if is_final(&error) || started.elapsed() + delay > patience.total {
-            return Err(BootstrapError::Attestation(error));
+        let is_final = match &error {
+            BootstrapError::Attestation(error) => is_final(error),
+            BootstrapError::Source(SourceError::Away { .. }) => false,
+            _ => true,
+        };
+        if is_final || started.elapsed() + delay > total {
+            return Err(error);
         }
         let text = bonafide_runtime::tasks::chain(&error);
         tracing::warn!(error = text, retry_in = ?delay, "node attestation failed");
         tokio::time::sleep(delay).await;
     }
+}
+
+/// Attests the node of a running agent with the operator's bundle in place of the one that no longer knows the server.
+/// Nothing of what the agent holds is touched before that has worked.
+pub(crate) async fn begin_anew(
+    own: &OwnSvid,
+    client: &crate::server_client::ServerClient,
+    config: &BootstrapConfig,
+    attempts: Attempts,
+) -> Result<(), BootstrapError> {
+    let surroundings = own.surroundings();
+    let apart = bonafide_pki::tls::TrustStore::empty();
+    let surroundings = Surroundings {
+        connector: surroundings.connector.trusting(apart.clone()),
+        trust: apart,
+        ..surroundings.clone()
+    };
+    let attempt = async {
+        let data = AgentData { bundle: own.roots(), attempts, ..AgentData::default() };
+        let verification = supplied(&surroundings, config, &data).await?;
+        let connection =
+            surroundings.connector.connect(verification, None).await.map_err(BootstrapError::Attestation)?;
+        let fresh = Slots::generate(&surroundings, Some(own.slot())).await?;
+        let attested = connection
+            .attest(&*surroundings.attestor, fresh.csr()?)
+            .await
+            .map_err(BootstrapError::Attestation)?;
+        let pair = fresh.with_chain(attested.chain, attested.reattestable)?;
+        let roots = roots(&connection.bundle().await.map_err(BootstrapError::Attestation)?);
+        // Checked before anything is replaced.
+        trust(&surroundings, &roots).map_err(BootstrapError::Bundle)?;
+        Ok((pair, roots))
+    };
+    let (pair, roots) = tokio::time::timeout(OPERATION_TIMEOUT, attempt).await.unwrap_or_else(|_| {
+        Err(BootstrapError::Attestation(ServerError::Timeout {
+            rpc: "AttestAgent",
+            after: OPERATION_TIMEOUT,
+        }))
+    })?;
+    trust(own.surroundings(), &roots).map_err(BootstrapError::Bundle)?;
+    Ok(own.install(pair, Some(roots), client).await?)
 }
 
 /// Whether asking again would bring the same answer.
@@ -180,21 +301,8 @@ async fn attest_once(
     Ok(own)
 }
 
-fn read_bundle(trust_domain: &TrustDomain, file: &Path, format: BundleFormat) -> Result<Bundle, String> {
-    let content = std::fs::read(file).map_err(|error| error.to_string())?;
-    match format {
-        BundleFormat::Pem => bundle::from_pem(trust_domain, &content),
-        BundleFormat::Spiffe => bundle::from_spiffe_json(trust_domain, &content),
-    }
-    .map_err(|error| error.to_string())
-}
-
 fn roots(bundle: &Bundle) -> Vec<Vec<u8>> {
     bundle.x509_authorities.iter().map(|authority| authority.certificate.clone()).collect()
-}
-
-fn roots_or_empty(data: &AgentData) -> Vec<Vec<u8>> {
-    data.bundle.clone()
 }
 
 fn trust(surroundings: &Surroundings, roots: &[Vec<u8>]) -> Result<(), X509Error> {
@@ -206,4 +314,30 @@ fn trust(surroundings: &Surroundings, roots: &[Vec<u8>]) -> Result<(), X509Error
 /// The key manager's file beside the state.
 pub(crate) fn key_manager(folder: &Path) -> Result<Arc<dyn KeyManager>, bonafide_pki::KeyError> {
     Ok(Arc::new(bonafide_pki::key_manager::Disk::open(folder.join("keys.json"))?))
+}
+
+/// SPIRE's bound for agents that may begin anew.
+const PATIENCE_TO_BEGIN_ANEW: Duration = Duration::from_secs(24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_begins_anew_after_the_delay_when_it_may_and_can() {
+        let at = |seconds| Timestamp::from_unix_seconds(seconds);
+        let config = |mode| Rebootstrap { mode, delay: Duration::from_secs(600) };
+        for (mode, reattestable, now, expected) in [
+            (RebootstrapMode::Never, true, 1_000_000, Unknown::Wait),
+            (RebootstrapMode::Auto, true, 599, Unknown::Wait),
+            (RebootstrapMode::Auto, true, 600, Unknown::BeginAnew),
+            (RebootstrapMode::Auto, false, 600, Unknown::Wait),
+            (RebootstrapMode::Always, true, 600, Unknown::BeginAnew),
+            (RebootstrapMode::Always, false, 600, Unknown::Wait),
+        ] {
+            assert_eq!(decide(&config(mode), reattestable, at(0), at(now)), expected, "{mode:?} {now}");
+        }
+        // A clock that goes back makes nothing shorter.
+        assert_eq!(decide(&config(RebootstrapMode::Auto), true, at(900), at(0)), Unknown::Wait);
+    }
 }

@@ -9,9 +9,12 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use bonafide_identity::Timestamp;
 use bonafide_pki::pem;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// What is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +25,26 @@ pub struct AgentData {
     pub bundle: Vec<Vec<u8>>,
     /// Whether the agent may attest again.
     pub reattestable: bool,
+    /// What has been tried since the agent last knew its server.
+    pub attempts: Attempts,
+}
+
+/// Attempts to become an agent, counted over restarts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attempts {
+    /// How many.
+    pub count: u32,
+    /// Since when, to the second.
+    pub since: Option<Timestamp>,
+}
+
+impl Attempts {
+    /// One more.
+    #[must_use]
+    pub fn one_more(self, now: Timestamp) -> Self {
+        let now = Timestamp::from_unix_seconds(now.unix_seconds());
+        Self { count: self.count.saturating_add(1), since: self.since.or(Some(now)) }
+    }
 }
 
 /// Why the state cannot be read or written.
@@ -62,6 +85,11 @@ struct Document {
     bundle: Option<Vec<String>>,
     #[serde(default)]
     reattestable: bool,
+    // Values, for what other agents write there must not cost the rest.
+    #[serde(default)]
+    bootstrap_start_time: serde_json::Value,
+    #[serde(default)]
+    connection_attempts: serde_json::Value,
 }
 
 impl DataFile {
@@ -104,6 +132,13 @@ impl DataFile {
             svid: Some(encode(&data.svid)),
             bundle: Some(encode(&data.bundle)),
             reattestable: data.reattestable,
+            bootstrap_start_time: data
+                .attempts
+                .since
+                .and_then(rfc3339)
+                .unwrap_or_else(|| NEVER.to_owned())
+                .into(),
+            connection_attempts: data.attempts.count.into(),
         };
         let content = serde_json::to_vec(&document).expect("lists of texts are JSON");
         let fresh = self.path.with_extension("json.new");
@@ -145,7 +180,27 @@ pub fn parse(content: &[u8]) -> Result<AgentData, String> {
         svid: decode("svid", document.svid)?,
         bundle: decode("bundle", document.bundle)?,
         reattestable: document.reattestable,
+        attempts: Attempts {
+            count: document
+                .connection_attempts
+                .as_u64()
+                .and_then(|count| u32::try_from(count).ok())
+                .unwrap_or(0),
+            since: document.bootstrap_start_time.as_str().and_then(from_rfc3339),
+        },
     })
+}
+
+/// As `2026-01-01T00:00:00Z`; `None` for years that have no four digits.
+pub(crate) fn rfc3339(at: Timestamp) -> Option<String> {
+    OffsetDateTime::from_unix_timestamp(at.unix_seconds()).ok()?.format(&Rfc3339).ok()
+}
+
+/// What lies before 1970 stands for no time at all, as other agents write it.
+fn from_rfc3339(text: &str) -> Option<Timestamp> {
+    let seconds = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp();
+    let at = Timestamp::from_unix_seconds(seconds);
+    (seconds > 0 && rfc3339(at).is_some()).then_some(at)
 }
 
 fn io(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -154,6 +209,7 @@ fn io(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 }
 
 const FILE: &str = "agent-data.json";
+const NEVER: &str = "0001-01-01T00:00:00Z";
 const CERTIFICATE: &str = "CERTIFICATE";
 
 #[cfg(test)]
@@ -167,8 +223,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = DataFile::open(&folder.path().join("a/b")).unwrap();
         assert_eq!(file.load().unwrap(), AgentData::default());
-        let data =
-            AgentData { svid: vec![vec![1, 2], vec![3]], bundle: vec![vec![4; 100]], reattestable: true };
+        let data = AgentData {
+            svid: vec![vec![1, 2], vec![3]],
+            bundle: vec![vec![4; 100]],
+            reattestable: true,
+            attempts: Attempts::default().one_more(Timestamp::from_unix_millis(1_700_000_000_123)),
+        };
         file.store(&data).unwrap();
         file.store(&data).unwrap();
         assert_eq!(file.load().unwrap(), data);
@@ -189,6 +249,18 @@ mod tests {
         let data = parse(content.as_bytes()).unwrap();
         assert_eq!(data.svid, [vec![0x30, 0x03], vec![0x30, 0x03]]);
         assert!(data.bundle.is_empty() && data.reattestable);
+        assert_eq!(data.attempts, Attempts { count: 3, since: None });
+        let times = [
+            ("0001-01-01T00:00:00Z", None),
+            ("2023-11-14T22:13:20.123456789Z", Some(1_700_000_000)),
+            ("2023-11-14T23:13:20+01:00", Some(1_700_000_000)),
+        ];
+        for (text, seconds) in times {
+            let data =
+                parse(format!(r#"{{"bootstrap_start_time":"{text}","connection_attempts":"x"}}"#).as_bytes());
+            let since = seconds.map(Timestamp::from_unix_seconds);
+            assert_eq!(data.unwrap().attempts, Attempts { count: 0, since }, "{text}");
+        }
     }
 
     #[test]

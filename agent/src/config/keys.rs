@@ -81,13 +81,53 @@ pub(super) const KEYS: &[Key] = &[
         Nothing,
         "The trust bundle for the first contact with the server. Not looked at once the agent holds a bundle.",
     ),
-    key("bootstrap.bundle_format", TEXT, Is("pem"), "What `bundle_file` holds: `pem` or `spiffe`."),
+    key(
+        "bootstrap.bundle_url",
+        TEXT,
+        Nothing,
+        "The same from a URL: `https://…`, known by the certificate authorities of the system, or `http://…` together with \
+         `bundle_unix_socket`. Asked for at each attempt to attest.",
+    ),
+    key(
+        "bootstrap.bundle_unix_socket",
+        PATH,
+        Nothing,
+        "Ask for `bundle_url` on this Unix socket. Whoever answers is told what for, in SPIRE's query parameters \
+         (`spire-attest-mode`, `spire-connection-attempts`, `spire-attest-start-time`, `spire-server-address`, \
+         `spire-server-port`, `spiffe-trust-domain`).",
+    ),
+    key(
+        "bootstrap.bundle_workload_api",
+        TEXT,
+        Nothing,
+        "The same from the Workload API of another agent, as `unix:///path`; it must hold the bundle of `trust_domain`.",
+    ),
+    key(
+        "bootstrap.bundle_format",
+        TEXT,
+        Is("pem"),
+        "What `bundle_file` or `bundle_url` holds: `pem` or `spiffe`.",
+    ),
     key(
         "bootstrap.insecure",
         SWITCH,
         Is("false"),
         "Accept whatever claims to be the server at first contact. Whoever stands between then owns the agent: \
          for experiments only. One of `bundle_file` and `insecure = true` must be given.",
+    ),
+    key(
+        "bootstrap.rebootstrap_mode",
+        TEXT,
+        Is("never"),
+        "Whether the agent begins anew with the bundle above when the bundle that it holds no longer knows the server: `never`, \
+         `auto` (when it can attest again) or `always` (an agent that cannot does not start). Workloads keep what they hold \
+         meanwhile. Without it the agent waits for the server that it knows.",
+    ),
+    key(
+        "bootstrap.rebootstrap_delay",
+        DURATION,
+        Is("10m"),
+        "How long the server must have been unknown before the agent begins anew.",
     ),
     key("node_attestor.join_token.token", TEXT, Nothing, "The token. Needed for the first start only."),
     key(
@@ -123,6 +163,46 @@ pub(super) const KEYS: &[Key] = &[
          Must be in another folder than `workload_api.socket`. The command line looks for it at \
          `/tmp/bonafide-agent/private/admin.sock`.",
     ),
+    key(
+        "admin.authorized_delegates",
+        TEXTS,
+        Is("[]"),
+        "SPIFFE IDs whose processes may ask on the admin socket for the identities of others, with SPIRE's Delegated \
+         Identity API. Such a process can get any identity of this node, except those of entries with `admin` or \
+         `downstream`.",
+    ),
+    key(
+        "broker.socket",
+        PATH,
+        Nothing,
+        "Where the SPIFFE Broker API is offered with mutual TLS (mode 0777, its folder 0755: the certificate decides). Must be \
+         in another folder than `workload_api.socket`.",
+    ),
+    key(
+        "broker.address",
+        TEXT,
+        Nothing,
+        "`host:port` on which it is offered over TCP, with mutual TLS as well.",
+    ),
+    key(
+        "broker.brokers",
+        "list of tables",
+        Nothing,
+        "The brokers, as `[[broker.brokers]]` with `id`, a SPIFFE ID of any trust domain whose bundle the agent holds, and \
+         `allowed_reference_types`, a list of tables: `type_url` is a type of reference by which this broker may name \
+         workloads, or `*` for each type that the agent understands; `allow_over_tcp` (default `false`) allows it on \
+         `broker.address` too. The agent understands `type.googleapis.com/spiffe.broker.WorkloadPIDReference`.",
+    ),
+    key(
+        "rate_limit.fetch_x509_svid",
+        NUMBER,
+        Is("0"),
+        "How often in a second FetchX509SVID may be called by all processes with the same selectors together, and \
+         how often at once after a pause; a stream counts when it opens. 0 is no limit. The agent's own calls are exempt.",
+    ),
+    key("rate_limit.fetch_jwt_svid", NUMBER, Is("0"), "The same for FetchJWTSVID."),
+    key("rate_limit.fetch_x509_bundles", NUMBER, Is("0"), "The same for FetchX509Bundles."),
+    key("rate_limit.fetch_jwt_bundles", NUMBER, Is("0"), "The same for FetchJWTBundles."),
     key("log.level", TEXT, Is("info"), "`panic`, `fatal`, `error`, `warn`, `info`, `debug` or `trace`."),
     key("log.format", TEXT, Is("text"), "`text` for people or `json`, one object in each line."),
     key("log.file", PATH, Nothing, "A file to append to, in place of standard error."),

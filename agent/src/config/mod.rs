@@ -6,11 +6,12 @@
 mod keys;
 mod raw;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bonafide_identity::TrustDomain;
+use bonafide_identity::{SpiffeId, TrustDomain};
 use bonafide_pki::KeyType;
 use bonafide_runtime::config::{ConfigError, Document, Problems, load_toml_document, parse_toml};
 use bonafide_runtime::telemetry::LogConfig;
@@ -18,6 +19,9 @@ use bonafide_runtime::telemetry::LogConfig;
 pub use keys::reference;
 use raw::Raw;
 
+use crate::api::broker::References;
+use crate::api::limit::RateLimits;
+use crate::bootstrap::source::{BundleUrl, socket_path as socket_path_of};
 use crate::server_client::ServerAddress;
 use crate::workload_attestor::unix::{DEFAULT_SIZE_LIMIT, UnixConfig};
 
@@ -40,12 +44,20 @@ pub struct Config {
     pub server: ServerAddress,
     /// How the server is recognised at first contact.
     pub bootstrap: BootstrapConfig,
+    /// What to do when the server is no longer known.
+    pub rebootstrap: Rebootstrap,
     /// How the agent proves which node it runs on.
     pub node_attestor: NodeAttestorConfig,
     /// The socket for workloads.
     pub workload_socket: PathBuf,
     /// The socket for administration, if any.
     pub admin_socket: Option<PathBuf>,
+    /// Who may ask for the identities of others there.
+    pub authorized_delegates: BTreeSet<SpiffeId>,
+    /// Who may ask for the identities of others with a certificate, and where.
+    pub broker: BrokerConfig,
+    /// How often each kind of workload may call.
+    pub rate_limits: RateLimits,
     /// Where and how much to log.
     pub log: LogConfig,
     /// How SVIDs of workloads are made and kept.
@@ -64,8 +76,42 @@ pub enum BootstrapConfig {
         /// What it holds.
         format: BundleFormat,
     },
+    /// By a bundle behind a URL.
+    Url {
+        /// Where.
+        url: BundleUrl,
+        /// What lies there.
+        format: BundleFormat,
+    },
+    /// By the bundle that another agent's Workload API gives out.
+    WorkloadApi {
+        /// Its socket.
+        socket: PathBuf,
+    },
     /// Not at all: only the claimed SPIFFE ID is compared.
     Insecure,
+}
+
+/// Beginning anew when the bundle that the agent holds no longer knows the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rebootstrap {
+    /// Whether.
+    pub mode: RebootstrapMode,
+    /// How long the server must have been unknown.
+    pub delay: Duration,
+}
+
+/// Whether to begin anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RebootstrapMode {
+    /// No.
+    #[default]
+    Never,
+    /// When the agent can attest again.
+    Auto,
+    /// Yes; an agent that cannot attest again does not start.
+    Always,
 }
 
 /// The two ways to write a bundle into a file.
@@ -77,6 +123,17 @@ pub enum BundleFormat {
     Pem,
     /// A SPIFFE bundle document.
     Spiffe,
+}
+
+/// The SPIFFE Broker API. Served nowhere without a socket or an address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BrokerConfig {
+    /// The Unix socket.
+    pub socket: Option<PathBuf>,
+    /// The TCP address.
+    pub address: Option<SocketAddr>,
+    /// The brokers, and by which references they may name workloads.
+    pub brokers: BTreeMap<SpiffeId, References>,
 }
 
 /// One node attestor. Which exist is the match in `drivers`.
@@ -170,10 +227,22 @@ impl Config {
         let server = problems
             .required("server.address", raw.server.address)
             .and_then(|text| problems.take("server.address", text.parse::<ServerAddress>()));
+        let rebootstrap = Rebootstrap {
+            mode: raw.bootstrap.rebootstrap_mode.unwrap_or_default(),
+            delay: raw.bootstrap.rebootstrap_delay.map_or(DEFAULT_REBOOTSTRAP_DELAY, Duration::from),
+        };
         let bootstrap = bootstrap(raw.bootstrap, &mut problems);
         let node_attestor = node_attestor(raw.node_attestor, &mut problems);
         let (workload_socket, admin_socket) =
             sockets(raw.workload_api.socket, raw.admin.socket, &mut problems);
+        let authorized_delegates = delegates(raw.admin.authorized_delegates, &mut problems);
+        let broker = broker(raw.broker, &workload_socket, &mut problems);
+        let rate_limits = RateLimits {
+            fetch_x509_svid: raw.rate_limit.fetch_x509_svid.unwrap_or(0),
+            fetch_jwt_svid: raw.rate_limit.fetch_jwt_svid.unwrap_or(0),
+            fetch_x509_bundles: raw.rate_limit.fetch_x509_bundles.unwrap_or(0),
+            fetch_jwt_bundles: raw.rate_limit.fetch_jwt_bundles.unwrap_or(0),
+        };
         let svid = svid(raw.svid, &mut problems);
         let unix = raw.workload_attestor.unix.unwrap_or_default();
 
@@ -187,9 +256,13 @@ impl Config {
                 allowed_foreign_jwt_claims: raw.allowed_foreign_jwt_claims.unwrap_or_default(),
                 server: server?,
                 bootstrap: bootstrap?,
+                rebootstrap,
                 node_attestor: node_attestor?,
                 workload_socket,
                 admin_socket,
+                authorized_delegates,
+                broker,
+                rate_limits,
                 log: LogConfig {
                     level: raw.log.level.unwrap_or_default(),
                     format: raw.log.format.unwrap_or_default(),
@@ -207,20 +280,40 @@ impl Config {
 }
 
 fn bootstrap(raw: raw::Bootstrap, problems: &mut Problems<'_>) -> Option<BootstrapConfig> {
-    match (raw.bundle_file, raw.insecure.unwrap_or(false)) {
-        (Some(_), true) => {
-            problems.push("bootstrap", "give either bundle_file or insecure = true, not both");
-            None
+    const SOURCES: &str = "bundle_file, bundle_url, bundle_workload_api";
+    let insecure = raw.insecure.unwrap_or(false);
+    let given =
+        [raw.bundle_file.is_some(), raw.bundle_url.is_some(), raw.bundle_workload_api.is_some(), insecure];
+    match given.into_iter().filter(|given| *given).count() {
+        1 => {}
+        0 => {
+            problems
+                .push("bootstrap", format!("give one of {SOURCES}, or insecure = true for an experiment"));
+            return None;
         }
-        (None, false) => {
-            problems.push("bootstrap", "give bundle_file, or insecure = true for an experiment");
-            None
+        _ => {
+            problems.push("bootstrap", format!("give only one of {SOURCES} and insecure = true"));
+            return None;
         }
-        (Some(file), false) => {
-            Some(BootstrapConfig::Bundle { file, format: raw.bundle_format.unwrap_or_default() })
-        }
-        (None, true) => Some(BootstrapConfig::Insecure),
     }
+    let format = raw.bundle_format.unwrap_or_default();
+    problems.check(
+        raw.bundle_unix_socket.is_none() || raw.bundle_url.is_some(),
+        "bootstrap.bundle_unix_socket",
+        "means nothing without bundle_url",
+    );
+    if let Some(file) = raw.bundle_file {
+        return Some(BootstrapConfig::Bundle { file, format });
+    }
+    if let Some(url) = raw.bundle_url {
+        let url = problems.take("bootstrap.bundle_url", BundleUrl::new(&url, raw.bundle_unix_socket))?;
+        return Some(BootstrapConfig::Url { url, format });
+    }
+    if let Some(socket) = raw.bundle_workload_api {
+        let socket = problems.take("bootstrap.bundle_workload_api", socket_path_of(&socket))?;
+        return Some(BootstrapConfig::WorkloadApi { socket });
+    }
+    Some(BootstrapConfig::Insecure)
 }
 
 fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
@@ -275,16 +368,78 @@ fn sockets(
     }
     for (key, socket) in [("workload_api.socket", Some(&workload)), ("admin.socket", admin.as_ref())] {
         if let Some(socket) = socket {
-            let length = socket.as_os_str().len();
-            problems.check(
-                length <= MAX_SOCKET_PATH,
-                key,
-                format!("has {length} bytes; at most {MAX_SOCKET_PATH} are possible"),
-            );
-            problems.check(socket.file_name().is_some(), key, "must name a file");
+            socket_path(key, socket, problems);
         }
     }
     (workload, admin)
+}
+
+fn socket_path(key: &str, socket: &Path, problems: &mut Problems<'_>) {
+    let length = socket.as_os_str().len();
+    problems.check(
+        length <= MAX_SOCKET_PATH,
+        key,
+        format!("has {length} bytes; at most {MAX_SOCKET_PATH} are possible"),
+    );
+    problems.check(socket.file_name().is_some(), key, "must name a file");
+}
+
+fn delegates(ids: Option<Vec<String>>, problems: &mut Problems<'_>) -> BTreeSet<SpiffeId> {
+    let ids = ids.unwrap_or_default().into_iter().enumerate();
+    ids.filter_map(|(index, id)| {
+        problems.take(format!("admin.authorized_delegates[{index}]"), SpiffeId::parse(&id))
+    })
+    .collect()
+}
+
+fn broker(raw: raw::Broker, workload: &Path, problems: &mut Problems<'_>) -> BrokerConfig {
+    let address = raw.address.and_then(|text| {
+        let address = text.parse().map_err(|_| format!("\"{text}\" is not an IP address and port"));
+        problems.take("broker.address", address)
+    });
+    if let Some(socket) = &raw.socket {
+        socket_path("broker.socket", socket, problems);
+        problems.check(
+            normalised(socket.parent()) != normalised(workload.parent()),
+            "broker.socket",
+            "must be in another folder than workload_api.socket",
+        );
+    }
+    let listens = raw.socket.is_some() || address.is_some();
+    let entries = raw.brokers.unwrap_or_default();
+    problems.check(
+        !listens || !entries.is_empty(),
+        "broker.brokers",
+        "must name a broker, or nobody could call",
+    );
+    problems.check(
+        listens || entries.is_empty(),
+        "broker",
+        "give a socket or an address on which the brokers may call",
+    );
+    let mut brokers = BTreeMap::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let key = |name: &str| format!("broker.brokers[{index}].{name}");
+        let mut references = BTreeMap::new();
+        for (number, kind) in entry.allowed_reference_types.unwrap_or_default().into_iter().enumerate() {
+            let key = key(&format!("allowed_reference_types[{number}].type_url"));
+            let Some(type_url) = problems.required(&key, kind.type_url) else { continue };
+            problems.check(!type_url.is_empty(), &key, "must not be empty");
+            let again = references.insert(type_url, kind.allow_over_tcp.unwrap_or(false)).is_some();
+            problems.check(!again, &key, "is given twice");
+        }
+        problems.check(
+            !references.is_empty(),
+            key("allowed_reference_types"),
+            "must name a type, or \"*\" for all",
+        );
+        let id = problems.required(key("id"), entry.id);
+        if let Some(id) = id.and_then(|id| problems.take(key("id"), SpiffeId::parse(&id))) {
+            let again = brokers.insert(id, References(references)).is_some();
+            problems.check(!again, key("id"), "is given twice");
+        }
+    }
+    BrokerConfig { socket: raw.socket, address, brokers }
 }
 
 /// Without `.` and doubled slashes.
@@ -320,6 +475,7 @@ const DEFAULT_DATA_DIR: &str = "/var/lib/bonafide-agent";
 const DEFAULT_WORKLOAD_SOCKET: &str = "/tmp/bonafide-agent/public/api.sock";
 const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 const DEFAULT_CACHE_SIZE: usize = 1000;
+const DEFAULT_REBOOTSTRAP_DELAY: Duration = Duration::from_secs(600);
 const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(10);
 const MIN_AVAILABILITY_TARGET: Duration = Duration::from_secs(24 * 3600);
 /// `sun_path` holds 108 bytes with the terminating zero, and binding goes through a longer temporary name.
@@ -327,8 +483,6 @@ const MAX_SOCKET_PATH: usize = 90;
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use bonafide_runtime::config::HumanDuration;
 
     use super::keys::{Absent, KEYS};
@@ -353,6 +507,8 @@ mod tests {
         [bootstrap]
         bundle_file = "bundle.json"
         bundle_format = "spiffe"
+        rebootstrap_mode = "auto"
+        rebootstrap_delay = "1m"
         [node_attestor.x509pop]
         certificate_path = "c.pem"
         private_key_path = "k.pem"
@@ -361,6 +517,18 @@ mod tests {
         socket = "/run/a/public/api.sock"
         [admin]
         socket = "/run/a/private/admin.sock"
+        authorized_delegates = ["spiffe://example.org/delegate"]
+        [broker]
+        socket = "/run/a/broker/broker.sock"
+        address = "127.0.0.1:8443"
+        [[broker.brokers]]
+        id = "spiffe://other.test/broker"
+        allowed_reference_types = [{ type_url = "*" }, { type_url = "a/b", allow_over_tcp = true }]
+        [rate_limit]
+        fetch_x509_svid = 1
+        fetch_jwt_svid = 2
+        fetch_x509_bundles = 3
+        fetch_jwt_bundles = 4
         [log]
         level = "debug"
         format = "json"
@@ -409,6 +577,12 @@ mod tests {
         assert_eq!(config.svid.x509_cache_size.to_string(), documented("svid.x509_cache_size"));
         assert_eq!(config.svid.jwt_cache_size.to_string(), documented("svid.jwt_cache_size"));
         assert_eq!(config.bootstrap, BootstrapConfig::Insecure);
+        let mode = serde_json::to_value(config.rebootstrap.mode).unwrap();
+        assert_eq!(mode, documented("bootstrap.rebootstrap_mode"));
+        assert_eq!(
+            HumanDuration(config.rebootstrap.delay).to_string(),
+            documented("bootstrap.rebootstrap_delay")
+        );
         assert_eq!(config.workload_attestors, [WorkloadAttestorConfig::Unix(UnixConfig::default())]);
     }
 
@@ -418,6 +592,15 @@ mod tests {
         assert_eq!(config.server, ServerAddress { host: "::1".into(), port: 8081 });
         assert_eq!(config.sync_interval, Duration::from_millis(250));
         assert_eq!(config.svid.availability_target, Some(Duration::from_secs(86_400)));
+        let delegate = SpiffeId::parse("spiffe://example.org/delegate").unwrap();
+        assert_eq!(config.authorized_delegates, BTreeSet::from([delegate]));
+        let broker = SpiffeId::parse("spiffe://other.test/broker").unwrap();
+        let types = [("*", false), ("a/b", true)].map(|(name, tcp)| (name.to_owned(), tcp));
+        assert_eq!(config.broker.brokers, BTreeMap::from([(broker, References(BTreeMap::from(types)))]));
+        assert_eq!(config.broker.address, Some(([127, 0, 0, 1], 8443).into()));
+        let limits =
+            RateLimits { fetch_x509_svid: 1, fetch_jwt_svid: 2, fetch_x509_bundles: 3, fetch_jwt_bundles: 4 };
+        assert_eq!(config.rate_limits, limits);
         let unix = UnixConfig { discover_workload_path: true, workload_size_limit: -1 };
         assert_eq!(config.workload_attestors, [WorkloadAttestorConfig::Unix(unix)]);
         assert_eq!(
@@ -490,6 +673,7 @@ mod tests {
             node_attestor.x509pop.certificate_path = "c"
             workload_api.socket = "/run/a/./api.sock"
             admin.socket = "/run/a//admin.sock"
+            admin.authorized_delegates = ["spiffe://example.org/a", "delegate"]
             svid.key_type = "dsa"
             svid.availability_target = "23h"
             svid.jwt_cache_size = 0
@@ -499,6 +683,7 @@ mod tests {
         assert_eq!(
             keys.into_iter().collect::<Vec<_>>(),
             [
+                "admin.authorized_delegates[1]",
                 "admin.socket",
                 "bootstrap",
                 "health_address",
@@ -531,6 +716,83 @@ mod tests {
         );
         assert_eq!(mistakes("trust_domain = \"example.org\"\nserver.address = \"a:1\"").len(), 2);
         assert_eq!(mistakes("trust_domain =").len(), 1);
+    }
+
+    #[test]
+    fn a_bundle_comes_from_one_place() {
+        let base = "trust_domain = \"example.org\"\nserver.address = \"a:1\"\nnode_attestor.join_token.token = \"t\"\n";
+        let good = |lines: &str| parse(&format!("{base}{lines}")).unwrap().bootstrap;
+        let bad = |lines: &str| mistakes(&format!("{base}{lines}")).remove(0);
+        assert!(matches!(
+            good("bootstrap.bundle_url = \"https://a.test/b\""),
+            BootstrapConfig::Url { url: BundleUrl::Https(_), format: BundleFormat::Pem }
+        ));
+        assert!(matches!(
+            good("bootstrap.bundle_url = \"http://a/b\"\nbootstrap.bundle_unix_socket = \"/s\""),
+            BootstrapConfig::Url { url: BundleUrl::Unix { .. }, .. }
+        ));
+        let socket = BootstrapConfig::WorkloadApi { socket: "/s".into() };
+        assert_eq!(good("bootstrap.bundle_workload_api = \"unix:///s\""), socket);
+        for (lines, key) in [
+            ("", "bootstrap"),
+            ("bootstrap.insecure = true\nbootstrap.bundle_file = \"f\"", "bootstrap"),
+            ("bootstrap.bundle_url = \"https://a/b\"\nbootstrap.bundle_file = \"f\"", "bootstrap"),
+            ("bootstrap.bundle_url = \"http://a/b\"", "bootstrap.bundle_url"),
+            ("bootstrap.bundle_workload_api = \"tcp://1.2.3.4:5\"", "bootstrap.bundle_workload_api"),
+            (
+                "bootstrap.insecure = true\nbootstrap.bundle_unix_socket = \"/s\"",
+                "bootstrap.bundle_unix_socket",
+            ),
+            (
+                "bootstrap.insecure = true\nbootstrap.rebootstrap_mode = \"often\"",
+                "bootstrap.rebootstrap_mode",
+            ),
+        ] {
+            assert_eq!(bad(lines).0, key, "{lines}");
+        }
+    }
+
+    #[test]
+    fn a_broker_needs_a_name_references_and_a_way_to_call() {
+        let with = |lines: &str| -> Vec<String> {
+            let found = mistakes(&format!("{LEAST}\n{lines}"));
+            found.into_iter().map(|(key, message)| format!("{key}: {message}")).collect()
+        };
+        let types = "allowed_reference_types = [{ type_url = \"*\" }]";
+        assert_eq!(
+            with("broker.address = \"127.0.0.1:1\""),
+            ["broker.brokers: must name a broker, or nobody could call"]
+        );
+        assert_eq!(
+            with(&format!("[[broker.brokers]]\nid = \"spiffe://a/b\"\n{types}")),
+            ["broker: give a socket or an address on which the brokers may call"]
+        );
+        let found = with(&format!(
+            r#"
+            [broker]
+            socket = "/tmp/bonafide-agent/public/broker.sock"
+            [[broker.brokers]]
+            id = "spiffe://a/b"
+            {types}
+            [[broker.brokers]]
+            id = "spiffe://a/b"
+            allowed_reference_types = [{{ allow_over_tcp = true }}, {{ type_url = "x" }}, {{ type_url = "x" }}]
+            [[broker.brokers]]
+            id = "b"
+            "#
+        ));
+        let keys: Vec<&str> = found.iter().map(|text| text.split(": ").next().unwrap()).collect();
+        assert_eq!(
+            keys,
+            [
+                "broker.socket",
+                "broker.brokers[1].id",
+                "broker.brokers[1].allowed_reference_types[0].type_url",
+                "broker.brokers[1].allowed_reference_types[2].type_url",
+                "broker.brokers[2].allowed_reference_types",
+                "broker.brokers[2].id",
+            ]
+        );
     }
 
     #[test]

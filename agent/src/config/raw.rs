@@ -6,7 +6,7 @@ use bonafide_runtime::config::HumanDuration;
 use bonafide_runtime::telemetry::{LogFormat, LogLevel};
 use serde::{Deserialize, Serialize};
 
-use super::BundleFormat;
+use super::{BundleFormat, RebootstrapMode};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty),* $(,)? }) => {
@@ -32,7 +32,9 @@ table! {
         bootstrap: Bootstrap,
         node_attestor: NodeAttestor,
         workload_api: Socket,
-        admin: Socket,
+        admin: Admin,
+        broker: Broker,
+        rate_limit: RateLimit,
         log: Log,
         svid: Svid,
         workload_attestor: WorkloadAttestor,
@@ -44,8 +46,13 @@ table! { Server { address: Option<String> } }
 table! {
     Bootstrap {
         bundle_file: Option<PathBuf>,
+        bundle_url: Option<String>,
+        bundle_unix_socket: Option<PathBuf>,
+        bundle_workload_api: Option<String>,
         bundle_format: Option<BundleFormat>,
         insecure: Option<bool>,
+        rebootstrap_mode: Option<RebootstrapMode>,
+        rebootstrap_delay: Option<HumanDuration>,
     }
 }
 
@@ -73,6 +80,44 @@ table! {
 }
 
 table! { Socket { socket: Option<PathBuf> } }
+
+table! {
+    Admin {
+        socket: Option<PathBuf>,
+        authorized_delegates: Option<Vec<String>>,
+    }
+}
+
+table! {
+    Broker {
+        socket: Option<PathBuf>,
+        address: Option<String>,
+        brokers: Option<Vec<BrokerEntry>>,
+    }
+}
+
+table! {
+    BrokerEntry {
+        id: Option<String>,
+        allowed_reference_types: Option<Vec<ReferenceType>>,
+    }
+}
+
+table! {
+    ReferenceType {
+        type_url: Option<String>,
+        allow_over_tcp: Option<bool>,
+    }
+}
+
+table! {
+    RateLimit {
+        fetch_x509_svid: Option<u32>,
+        fetch_jwt_svid: Option<u32>,
+        fetch_x509_bundles: Option<u32>,
+        fetch_jwt_bundles: Option<u32>,
+    }
+}
 
 table! {
     Log {

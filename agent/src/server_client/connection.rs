@@ -73,6 +73,12 @@ impl Connector {
         Self { address, trust_domain, trust, clock, turn: Arc::default() }
     }
 
+    /// Connections to the same server, recognised by something else.
+    #[must_use]
+    pub fn trusting(&self, trust: tls::TrustStore) -> Self {
+        Self { trust, ..self.clone() }
+    }
+
     /// Where the server is.
     #[must_use]
     pub fn address(&self) -> &ServerAddress {
@@ -133,10 +139,14 @@ impl Connector {
 async fn dial(address: &ServerAddress, turn: &AtomicUsize) -> std::io::Result<TcpStream> {
     let found: Vec<SocketAddr> =
         tokio::net::lookup_host((address.host.as_str(), address.port)).await?.collect();
-    let first = turn.fetch_add(1, Ordering::Relaxed);
+    dial_any(&found, turn.fetch_add(1, Ordering::Relaxed)).await
+}
+
+/// Connects to one of these, beginning with the one whose turn it is.
+async fn dial_any(found: &[SocketAddr], first: usize) -> std::io::Result<TcpStream> {
     let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
     for offset in 0..found.len() {
-        let candidate = found[(first + offset) % found.len()];
+        let candidate = found[first.wrapping_add(offset) % found.len()];
         match tokio::time::timeout(DIAL_TIMEOUT, TcpStream::connect(candidate)).await {
             Ok(Ok(stream)) => {
                 stream.set_nodelay(true)?;
@@ -383,3 +393,29 @@ fn complete<T>(
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// For name lookup, all addresses and TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_addresses_are_tried_beginning_with_the_one_whose_turn_it_is() {
+        let (one, two) = (
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        );
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let addresses = [one.local_addr().unwrap(), closed, two.local_addr().unwrap()];
+        let mut met = Vec::new();
+        for turn in [0, 1, 2, 3, usize::MAX - 1] {
+            met.push(dial_any(&addresses, turn).await.unwrap().peer_addr().unwrap());
+        }
+        let [one, _, two] = addresses;
+        // The closed one is passed over.
+        assert_eq!(met[..4], [one, two, two, one]);
+        assert_eq!(dial_any(&[closed], 0).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(dial_any(&[], 0).await.unwrap_err().kind(), std::io::ErrorKind::NotFound);
+    }
+}

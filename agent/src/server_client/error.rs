@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use bonafide_pki::{VerifyError, tls};
 use bonafide_proto::convert::{ConvertError, denial_reason};
 use bonafide_proto::spire::types::permission_denied_details::Reason;
 use bonafide_runtime::BoxError;
@@ -128,6 +129,17 @@ impl ServerError {
             Self::Status { status, .. } => denial_reason(status),
             _ => None,
         }
+    }
+
+    /// The server's certificate is signed by nobody whom the agent knows. Other faults of a certificate pass, or show that the
+    /// server is another one.
+    #[must_use]
+    pub fn is_unknown_authority(&self) -> bool {
+        let Self::Untrusted { source, .. } = self else { return false };
+        matches!(
+            find::<rustls::Error>(source.as_ref()).and_then(|error| tls::refusal(error)),
+            Some(tls::PeerError::Certificate(VerifyError::UnknownAuthority | VerifyError::Signature))
+        )
     }
 
     /// The server does not know the call.

@@ -1,10 +1,10 @@
 //! Trust bundles in the forms in which workloads get them, made once for all of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bonafide_identity::{Bundle, JwtAuthority, TrustDomain};
-use bonafide_pki::{JwtKeySource, JwtKeys, KeyLookup, bundle, inspect};
+use bonafide_pki::{JwtKeySource, JwtKeys, KeyLookup, TrustRoots, bundle, inspect};
 use bytes::Bytes;
 
 /// One bundle.
@@ -58,7 +58,8 @@ pub struct Bundles {
     pub tainted: Tainted,
 }
 
-/// Authorities that still verify but should have nothing left that they signed.
+/// Authorities that should have nothing left that they signed: they still verify and are tainted, or they have gone from the
+/// bundle without that having been seen, as happens to an agent that was cut off.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tainted {
     /// Subject key identifiers, lower-case hex.
@@ -83,23 +84,24 @@ impl Bundles {
             .collect();
         let tainted = match before {
             Some(before) if Arc::ptr_eq(&before.own, &own) => before.tainted.clone(),
-            _ => Tainted::of(&own),
+            before => Tainted::of(&own).and_gone(&own, before),
         };
         Self { own, federated, tainted }
     }
 
+    /// Whether nothing at all has changed.
+    #[must_use]
+    pub fn same_as(&self, before: &Self) -> bool {
+        self.all().count() == before.all().count()
+            && self.all().zip(before.all()).all(|(new, old)| Arc::ptr_eq(new, old))
+    }
+
     /// What differs from before, by trust domain.
     pub(super) fn changes(&self, before: &Self) -> BTreeMap<TrustDomain, Parts> {
-        let all = |bundles: &Self| -> BTreeMap<TrustDomain, Arc<CachedBundle>> {
-            let own = (bundles.own.bundle.trust_domain.clone(), Arc::clone(&bundles.own));
-            bundles
-                .federated
-                .iter()
-                .map(|(name, bundle)| (name.clone(), Arc::clone(bundle)))
-                .chain([own])
-                .collect()
+        let map = |bundles: &'_ Self| -> BTreeMap<TrustDomain, Arc<CachedBundle>> {
+            bundles.all().map(|bundle| (bundle.bundle.trust_domain.clone(), Arc::clone(bundle))).collect()
         };
-        let (old, new) = (all(before), all(self));
+        let (old, new) = (map(before), map(self));
         let names: BTreeSet<&TrustDomain> = old.keys().chain(new.keys()).collect();
         names
             .into_iter()
@@ -116,6 +118,29 @@ impl Bundles {
             .collect()
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<CachedBundle>> {
+        std::iter::once(&self.own).chain(self.federated.values())
+    }
+
+    /// The X.509 authorities by which members of all these trust domains are recognised. A bundle that cannot be used is
+    /// left out: it must not cost the others.
+    #[must_use]
+    pub fn trust_roots(&self) -> HashMap<TrustDomain, Arc<TrustRoots>> {
+        let roots = self.all().filter_map(|bundle| {
+            let name = &bundle.bundle.trust_domain;
+            let authorities = bundle.bundle.x509_authorities.iter();
+            match TrustRoots::from_der(authorities.map(|authority| authority.certificate.as_slice())) {
+                Ok(roots) => Some((name.clone(), Arc::new(roots))),
+                Err(error) => {
+                    tracing::warn!(trust_domain = %name, %error, "members of a trust domain cannot be recognised");
+                    None
+                }
+            }
+        });
+        roots.collect()
+    }
+
     /// The bundles of the own and of these trust domains, keyed by `spiffe://` name; unknown ones are left out.
     pub fn for_workload<'a>(
         &'a self,
@@ -127,12 +152,34 @@ impl Bundles {
 }
 
 impl Tainted {
-    fn of(own: &CachedBundle) -> Self {
-        let ids = |authorities: &[JwtAuthority]| {
-            let tainted = authorities.iter().filter(|authority| authority.tainted);
-            tainted.map(|authority| authority.key_id.clone()).collect()
+    /// With those that were there before and are no longer.
+    fn and_gone(mut self, own: &CachedBundle, before: Option<&Bundles>) -> Self {
+        let Some(before) = before else { return self };
+        let (now, then, since) = (Self::all(own), Self::all(&before.own), &before.tainted);
+        let mut add = |into: fn(&mut Self) -> &mut BTreeSet<String>, of: fn(&Self) -> &BTreeSet<String>| {
+            let gone = of(&then).iter().chain(of(since)).filter(|id| !of(&now).contains(*id));
+            into(&mut self).extend(gone.cloned());
         };
-        let x509 = own.bundle.x509_authorities.iter().filter(|authority| authority.tainted);
+        add(|ids| &mut ids.x509, |ids| &ids.x509);
+        add(|ids| &mut ids.jwt, |ids| &ids.jwt);
+        add(|ids| &mut ids.wit, |ids| &ids.wit);
+        self
+    }
+
+    fn of(own: &CachedBundle) -> Self {
+        Self::listed(own, true)
+    }
+
+    fn all(own: &CachedBundle) -> Self {
+        Self::listed(own, false)
+    }
+
+    fn listed(own: &CachedBundle, tainted_only: bool) -> Self {
+        let ids = |authorities: &[JwtAuthority]| {
+            let meant = authorities.iter().filter(|authority| authority.tainted || !tainted_only);
+            meant.map(|authority| authority.key_id.clone()).collect()
+        };
+        let x509 = own.bundle.x509_authorities.iter().filter(|authority| authority.tainted || !tainted_only);
         Self {
             x509: x509.filter_map(|authority| inspect(&authority.certificate).ok()?.ski).collect(),
             jwt: ids(&own.bundle.jwt_authorities),
@@ -223,5 +270,23 @@ mod tests {
         assert!(after.changes(&before).is_empty(), "the bytes are the same");
         let same = Bundles::new(bundle_of("example.org", &[(&a, true)]), [], Some(&after));
         assert_eq!(same.tainted, after.tainted);
+    }
+
+    #[test]
+    fn what_has_gone_counts_as_tainted() {
+        let (a, b) = (root(), root());
+        let ski = |der: &[u8]| inspect(der).unwrap().ski.unwrap();
+        let step = |roots: &[(&Vec<u8>, bool)], before: Option<&Bundles>| {
+            Bundles::new(bundle_of("example.org", roots), [], before)
+        };
+        let both = step(&[(&a, false), (&b, false)], None);
+        assert_eq!(both.tainted, Tainted::default());
+        let one = step(&[(&b, false)], Some(&both));
+        assert_eq!(one.tainted.x509, BTreeSet::from([ski(&a)]));
+        // It stays so, also when something else changes, and ends when the authority is back.
+        let none = step(&[(&b, true)], Some(&one));
+        assert_eq!(none.tainted.x509, BTreeSet::from([ski(&a), ski(&b)]));
+        let back = step(&[(&a, false), (&b, false)], Some(&none));
+        assert_eq!(back.tainted, Tainted::default());
     }
 }

@@ -220,6 +220,7 @@ impl Issue for X509 {
             not_after: leaf.not_after,
             renew_at: issuing.not_at_once(renewal_instant(leaf.not_before, leaf.not_after, draw, target)),
             issuers: issuers(&chain).collect(),
+            lengths: chain.iter().map(Vec::len).collect(),
             chain: chain.concat().into(),
         })
     }

@@ -37,6 +37,8 @@ pub enum Interest {
     Wit,
     /// Bundles alone.
     Bundles,
+    /// All bundles that the agent holds, whomever their owners federate with.
+    AllBundles,
 }
 
 /// Why the cache is asked what is to be signed.
@@ -306,7 +308,11 @@ impl SvidCache {
     pub fn next_renewal(&self, now: Timestamp) -> Option<Timestamp> {
         let state = self.lock();
         let held = state.held.values();
-        held.flat_map(|held| [held.x509.0.next_renewal(now), held.wit.0.next_renewal(now)]).flatten().min()
+        let renewals = held.flat_map(|held| [held.x509.0.next_renewal(now), held.wit.0.next_renewal(now)]);
+        // The next batch of what a tainted authority signed must not wait for the next look at the server.
+        let tainted = |held: &Held| held.x509.0.awaits_replacement() || held.wit.0.awaits_replacement();
+        let batch = state.held.values().any(tainted).then(|| state.next_taint_batch(now));
+        renewals.flatten().chain(batch).min()
     }
 
     /// Takes what the server signed, or failed to sign, for these states of the entries.
@@ -488,6 +494,7 @@ impl State {
             }
             let concerns = |name: &TrustDomain| {
                 *name == bundles.own.bundle.trust_domain
+                    || *interest == Interest::AllBundles
                     || group
                         .matched
                         .iter()
@@ -497,7 +504,7 @@ impl State {
             wakes |= parts.iter().any(|(name, parts)| {
                 let wanted = match interest {
                     Interest::X509 => parts.x509,
-                    Interest::Bundles => parts.x509 || parts.tokens,
+                    Interest::Bundles | Interest::AllBundles => parts.x509 || parts.tokens,
                     Interest::Wit => false,
                 };
                 wanted && concerns(name)
@@ -554,16 +561,25 @@ impl State {
         }
     }
 
-    /// How many SVIDs may be replaced now because of a tainted authority.
+    /// How many SVIDs may be replaced now because of a tainted authority. The time runs from the first that is replaced, not
+    /// from the first look, or two batches could follow each other at once.
     fn taint_quota(&mut self, now: Timestamp) -> usize {
         match self.taint_window {
-            Some((since, used)) if now.saturating_since(since) < TAINT_WINDOW => {
+            Some((since, used)) if used > 0 && now.saturating_since(since) < TAINT_WINDOW => {
                 TAINT_BATCH.saturating_sub(used)
             }
             _ => {
                 self.taint_window = Some((now, 0));
                 TAINT_BATCH
             }
+        }
+    }
+
+    /// When SVIDs may be replaced again because of a tainted authority.
+    fn next_taint_batch(&self, now: Timestamp) -> Timestamp {
+        match self.taint_window {
+            Some((since, used)) if used >= TAINT_BATCH => since.saturating_add(TAINT_WINDOW).max(now),
+            _ => now,
         }
     }
 

@@ -14,6 +14,8 @@ pub struct X509Svid {
     pub id: SpiffeId,
     /// Concatenated DER, leaf first.
     pub chain: Bytes,
+    /// How many bytes of `chain` each certificate has.
+    pub lengths: Box<[usize]>,
     /// PKCS#8 DER; wiped when the last copy is dropped.
     pub key: Bytes,
     /// When the leaf ends.
@@ -38,6 +40,18 @@ pub struct WitSvid {
     pub renew_at: Timestamp,
     /// The authority that signed it.
     pub key_id: String,
+}
+
+impl X509Svid {
+    /// The certificates one by one, leaf first. They share the bytes of the chain.
+    pub fn certificates(&self) -> impl Iterator<Item = Bytes> {
+        self.lengths.iter().scan(0, |start, length| {
+            let end = *start + length;
+            let certificate = self.chain.get(*start..end)?;
+            *start = end;
+            Some(self.chain.slice_ref(certificate))
+        })
+    }
 }
 
 impl std::fmt::Debug for X509Svid {
@@ -167,6 +181,12 @@ impl<S: Svid> Slot<S> {
         } else {
             self.tainted.then_some(Need::Tainted)
         }
+    }
+
+    /// Whether it waits for its turn to be replaced because of a tainted authority. After a failure it waits for the next
+    /// regular look.
+    pub(super) fn awaits_replacement(&self) -> bool {
+        self.svid.is_some() && self.tainted && self.failures == 0
     }
 
     pub(super) fn next_renewal(&self, now: Timestamp) -> Option<Timestamp> {

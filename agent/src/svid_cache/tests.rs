@@ -22,6 +22,7 @@ fn svid(entry: &Entry, renew_at: i64, not_after: i64) -> X509Svid {
     X509Svid {
         id: entry.spiffe_id.clone(),
         chain: Bytes::new(),
+        lengths: Box::default(),
         key: Bytes::new(),
         not_after: at(not_after),
         renew_at: at(renew_at),
@@ -268,7 +269,14 @@ fn svids_of_a_tainted_authority_are_replaced_in_batches() {
         );
         count
     };
-    assert_eq!([replace(1), replace(2), replace(6), replace(11), replace(16)], [100, 0, 100, 50, 0]);
+    assert_eq!(cache.next_renewal(at(1)), Some(at(1)));
+    assert_eq!([replace(1), replace(2)], [100, 0]);
+    // Without waiting for the next regular look.
+    assert_eq!(cache.next_renewal(at(2)), Some(at(6)));
+    assert_eq!(replace(5), 0);
+    assert_eq!([replace(6), replace(11)], [100, 50]);
+    assert_eq!(cache.next_renewal(at(16)), Some(at(51)));
+    assert_eq!(replace(16), 0);
 }
 
 #[test]
@@ -293,4 +301,32 @@ fn wit_svids_are_signed_for_subscribers_alone_and_let_go_when_they_end() {
     assert_eq!(cache.counts().wit, 1, "it may be asked for again");
     assert!(cache.due::<Wit>(at(50), Occasion::Regular).is_empty());
     assert_eq!(cache.counts().wit, 0);
+}
+
+#[test]
+fn a_chain_is_cut_where_its_certificates_meet() {
+    let mut svid = svid(&entry("e1", "a:1").build(), 1, 2);
+    svid.chain = Bytes::from_static(b"leafroot!");
+    svid.lengths = [4, 5].into();
+    assert_eq!(svid.certificates().collect::<Vec<_>>(), [&b"leaf"[..], b"root!"]);
+}
+
+#[test]
+fn whoever_wants_all_bundles_hears_of_each() {
+    let cache = cache(9, vec![entry("e1", "a:1").shared()]);
+    let mut all = cache.subscribe(selectors(["a:1"]), Interest::AllBundles);
+    let mut own = cache.subscribe(selectors(["a:1"]), Interest::Bundles);
+    for subscription in [&mut all, &mut own] {
+        subscription.view::<X509>(at(0)).unwrap();
+    }
+    let foreign = Bundle::empty(TrustDomain::parse("one.test").unwrap());
+    let before = cache.bundles();
+    let entries = cache.entries();
+    cache.update(entries, Bundles::new(Bundle::empty(trust_domain()), [foreign], before.as_deref()));
+    assert!(woken(&mut all) && !woken(&mut own));
+    // And of what its owner is entitled to.
+    all.view::<X509>(at(0)).unwrap();
+    let before = cache.bundles().unwrap();
+    cache.update(Vec::new(), Bundles::new(before.own.bundle.clone(), [], Some(&before)));
+    assert!(woken(&mut all));
 }

@@ -1,20 +1,30 @@
-//! JWT-SVIDs: signed on request, kept by SPIFFE ID and audiences until they are past half their life.
+//! JWT-SVIDs: signed on first request, kept by SPIFFE ID and audiences, and renewed in the background.
 //!
-//! A token that is due but has not expired is a safety net: the server is asked, but not for long, and the old token
-//! serves when it does not answer. Requests for the same token at the same time ask once.
+//! A token that workloads keep asking for is replaced at half its life by [`JwtSvids::keep_fresh`], so that no request waits
+//! for the server once a first one has. How much work that is, is bounded: a token is renewed only if somebody has
+//! asked for it within the time that it lives, so what nobody asks for any more is renewed once or twice and then ends. One
+//! that is due and has not expired is served as it is, also while the server is away. Requests for the same token at
+//! the same time ask once.
+//!
+//! Rejected: renewing on request, as SPIRE does, which makes one call in a token's life as slow as the server, and as
+//! slow as the server is away when it is.
 //!
 //! Entries that want a `jti` in their tokens are not served from here: whoever asks for one wants to tell tokens apart.
+//! (SPIRE's agent loses that wish when it reads the entry, and serves the same token again.)
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bonafide_identity::rotation::renewal_after_issue;
-use bonafide_identity::{Entry, SpiffeId, Timestamp};
+use bonafide_identity::{Entry, EntryId, SpiffeId, Timestamp};
 use bonafide_pki::Random;
 use bonafide_proto::convert::SignedToken;
 use bonafide_runtime::clock::SharedClock;
+use bonafide_runtime::tasks::chain;
 use data_encoding::BASE64URL_NOPAD;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tonic::Code;
 
 use crate::metrics;
@@ -27,6 +37,8 @@ pub struct JwtSvids {
     random: Arc<dyn Random>,
     kept: Mutex<Kept>,
     asking: Asking,
+    /// Somebody has been given a token that is due, or a new one.
+    news: Notify,
 }
 
 /// Which tokens somebody asks the server for.
@@ -65,8 +77,32 @@ struct Key {
 
 struct Token {
     signed: Arc<SignedToken>,
+    /// Of the entry that it was signed for.
+    entry: EntryId,
+    /// As they were asked for first: a token has them in that order.
+    audiences: Arc<[String]>,
+    /// When it is due; drawn once.
     renew_at: Timestamp,
+    /// When the server may be asked for the next: as soon as it is due, later after failures.
+    next_attempt: Timestamp,
+    failures: u32,
+    asked_at: Timestamp,
     key_id: Option<String>,
+}
+
+impl Token {
+    /// Whether somebody has asked for it within as long as it lives, seen from this instant.
+    fn is_wanted(&self, at: Timestamp) -> bool {
+        let life = self.signed.expires_at.saturating_since(self.signed.issued_at);
+        self.asked_at.saturating_add(life) >= at
+    }
+}
+
+/// A token to be renewed.
+struct Due {
+    key: Key,
+    entry: EntryId,
+    audiences: Arc<[String]>,
 }
 
 /// What to do about a kept token.
@@ -74,7 +110,7 @@ struct Token {
 enum Plan {
     /// It is fresh.
     Serve,
-    /// It should be replaced, and serves when that fails.
+    /// It should be replaced, and serves meanwhile.
     Refresh,
     /// There is none.
     Sign,
@@ -84,7 +120,14 @@ impl JwtSvids {
     /// Keeps up to `limit` tokens.
     #[must_use]
     pub fn new(client: ServerClient, clock: SharedClock, random: Arc<dyn Random>, limit: usize) -> Self {
-        Self { client, clock, random, kept: Mutex::new(Kept::new(limit)), asking: Mutex::default() }
+        Self {
+            client,
+            clock,
+            random,
+            kept: Mutex::new(Kept::new(limit)),
+            asking: Mutex::default(),
+            news: Notify::new(),
+        }
     }
 
     /// A token for this entry and these audiences.
@@ -93,43 +136,84 @@ impl JwtSvids {
     /// The server did not sign, and no kept token is still valid.
     pub async fn fetch(&self, entry: &Entry, audiences: &[String]) -> Result<Arc<SignedToken>, ServerError> {
         if entry.jwt_svid_include_jti {
-            return self.sign(entry, audiences, OPERATION_TIMEOUT).await;
+            return self.sign(entry, audiences).await;
         }
         let key = Key { id: entry.spiffe_id.clone(), audiences: audiences.iter().cloned().collect() };
-        if let (Plan::Serve, Some(token)) = self.plan(&key) {
+        if let Some(token) = self.kept(&key) {
             return Ok(token);
         }
         let turn = Turn::new(&self.asking, &key);
         let _turn = turn.mutex.lock().await;
-        self.refresh(entry, audiences, &key).await
+        // Somebody else may have got it while this call waited for its turn.
+        if let Some(token) = self.kept(&key) {
+            return Ok(token);
+        }
+        let signed = self.sign(entry, audiences).await?;
+        if key.audiences.iter().map(String::len).sum::<usize>() <= MOST_AUDIENCES {
+            let token = self.token(&signed, entry, audiences.into());
+            lock(&self.kept).put(key.clone(), token);
+            self.news.notify_one();
+        }
+        Ok(signed)
     }
 
-    async fn refresh(
-        &self,
-        entry: &Entry,
-        audiences: &[String],
-        key: &Key,
-    ) -> Result<Arc<SignedToken>, ServerError> {
-        // Somebody else may have got it while this call waited for its turn.
-        let signed = match self.plan(key) {
-            (Plan::Serve, Some(token)) => return Ok(token),
-            (Plan::Refresh, Some(old)) => match self.sign(entry, audiences, PATIENCE_WITH_TOKEN).await {
-                Ok(signed) => signed,
-                Err(error) => {
-                    let error = bonafide_runtime::tasks::chain(&error);
-                    tracing::warn!(id = %entry.spiffe_id, error, "a JWT-SVID could not be renewed; the old one serves");
-                    return Ok(old);
-                }
-            },
-            _ => self.sign(entry, audiences, OPERATION_TIMEOUT).await?,
-        };
-        if key.audiences.iter().map(String::len).sum::<usize>() > MOST_AUDIENCES {
-            return Ok(signed);
-        }
+    fn token(&self, signed: &Arc<SignedToken>, entry: &Entry, audiences: Arc<[String]>) -> Token {
         let renew_at = renewal_after_issue(signed.issued_at, signed.expires_at, self.random.u64(), None);
-        let key_id = key_id(&signed.token);
-        lock(&self.kept).put(key.clone(), Token { signed: Arc::clone(&signed), renew_at, key_id });
-        Ok(signed)
+        Token {
+            signed: Arc::clone(signed),
+            entry: entry.id.clone(),
+            audiences,
+            renew_at,
+            // One that is due the moment it comes, because clocks differ, must not make the agent ask without pause.
+            next_attempt: renew_at.max(self.clock.now().saturating_add(RETRY)),
+            failures: 0,
+            asked_at: self.clock.now(),
+            key_id: key_id(&signed.token),
+        }
+    }
+
+    /// Renews what is due, for ever. `entry` looks an entry up as it is now.
+    pub async fn keep_fresh(&self, entry: impl Fn(&EntryId) -> Option<Arc<Entry>>) {
+        loop {
+            let now = self.clock.now();
+            let (due, next) = lock(&self.kept).due(now);
+            if due.is_empty() {
+                let wait = next.map_or(Duration::MAX, |next| next.saturating_since(now));
+                tokio::select! {
+                    () = self.news.notified() => {}
+                    () = tokio::time::sleep(wait) => {}
+                }
+                continue;
+            }
+            let mut running = JoinSet::new();
+            for Due { key, entry: id, audiences } in due {
+                let current =
+                    entry(&id).filter(|entry| entry.spiffe_id == key.id && !entry.jwt_svid_include_jti);
+                let Some(entry) = current else {
+                    // Nobody gets it any more, or not for this entry; whoever still may asks anew.
+                    lock(&self.kept).remove(&key);
+                    continue;
+                };
+                let client = self.client.clone();
+                running.spawn(async move {
+                    let signed = sign_once(&client, &entry, &audiences).await;
+                    (key, entry, audiences, signed)
+                });
+            }
+            while let Some(done) = running.join_next().await {
+                match done {
+                    Ok((key, entry, audiences, Ok(signed))) => {
+                        let token = self.token(&signed, &entry, audiences);
+                        lock(&self.kept).replace(&key, token);
+                    }
+                    Ok((key, _, _, Err(error))) => {
+                        tracing::warn!(id = %key.id, error = chain(&error), "a JWT-SVID could not be renewed yet");
+                        lock(&self.kept).failed(&key, self.clock.now());
+                    }
+                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                }
+            }
+        }
     }
 
     /// Forgets tokens that were signed by these keys.
@@ -145,43 +229,52 @@ impl JwtSvids {
         lock(&self.kept).tokens.len()
     }
 
-    fn plan(&self, key: &Key) -> (Plan, Option<Arc<SignedToken>>) {
+    /// A kept token that has not expired.
+    fn kept(&self, key: &Key) -> Option<Arc<SignedToken>> {
         let now = self.clock.now();
-        match lock(&self.kept).get(key) {
-            Some(token) => {
-                (plan(token.signed.expires_at, token.renew_at, now), Some(Arc::clone(&token.signed)))
-            }
-            None => (Plan::Sign, None),
+        let mut kept = lock(&self.kept);
+        let token = kept.get(key, now)?;
+        match plan(token.signed.expires_at, token.renew_at, now) {
+            Plan::Serve => {}
+            Plan::Refresh => self.news.notify_one(),
+            Plan::Sign => return None,
         }
+        Some(Arc::clone(&token.signed))
     }
 
-    async fn sign(
-        &self,
-        entry: &Entry,
-        audiences: &[String],
-        patience: Duration,
-    ) -> Result<Arc<SignedToken>, ServerError> {
+    /// Asks until there is an answer that asking again would not change.
+    async fn sign(&self, entry: &Entry, audiences: &[String]) -> Result<Arc<SignedToken>, ServerError> {
         let mut last = None;
         let attempts = async {
             loop {
-                match self.client.sign_jwt(&entry.id, audiences).await {
-                    Ok(signed) if signed.id != entry.spiffe_id => {
-                        let what = format!("the token is {}'s, not {}'s", signed.id, entry.spiffe_id);
-                        return Err(ServerError::Malformed { rpc: RPC, what });
-                    }
-                    Ok(signed) => return Ok(Arc::new(signed)),
-                    Err(error) if is_final(&error) => return Err(error),
-                    Err(error) => last = Some(error),
+                match sign_once(&self.client, entry, audiences).await {
+                    Err(error) if !is_final(&error) => last = Some(error),
+                    result => return result,
                 }
                 tokio::time::sleep(RETRY).await;
             }
         };
-        let result = tokio::time::timeout(patience, attempts).await;
-        let result = result
-            .unwrap_or_else(|_| Err(last.unwrap_or(ServerError::Timeout { rpc: RPC, after: patience })));
-        metrics::svid_signed("jwt", result.is_ok());
-        result
+        let result = tokio::time::timeout(OPERATION_TIMEOUT, attempts).await;
+        result.unwrap_or_else(|_| {
+            Err(last.unwrap_or(ServerError::Timeout { rpc: RPC, after: OPERATION_TIMEOUT }))
+        })
     }
+}
+
+async fn sign_once(
+    client: &ServerClient,
+    entry: &Entry,
+    audiences: &[String],
+) -> Result<Arc<SignedToken>, ServerError> {
+    let result = match client.sign_jwt(&entry.id, audiences).await {
+        Ok(signed) if signed.id != entry.spiffe_id => {
+            let what = format!("the token is {}'s, not {}'s", signed.id, entry.spiffe_id);
+            Err(ServerError::Malformed { rpc: RPC, what })
+        }
+        result => result.map(Arc::new),
+    };
+    metrics::svid_signed("jwt", result.is_ok());
+    result
 }
 
 fn plan(expires_at: Timestamp, renew_at: Timestamp, now: Timestamp) -> Plan {
@@ -230,8 +323,9 @@ impl Kept {
         Self { limit, uses: 0, tokens: HashMap::new(), by_use: BTreeMap::new() }
     }
 
-    fn get(&mut self, key: &Key) -> Option<&Token> {
+    fn get(&mut self, key: &Key, now: Timestamp) -> Option<&Token> {
         let (used, token) = self.tokens.get_mut(key)?;
+        token.asked_at = now;
         self.by_use.remove(used);
         self.uses += 1;
         *used = self.uses;
@@ -251,6 +345,51 @@ impl Kept {
             self.tokens.remove(&key);
         }
         self.report();
+    }
+
+    /// Puts another token in the place of one that is kept, which counts as no use.
+    fn replace(&mut self, key: &Key, token: Token) {
+        if let Some((_, kept)) = self.tokens.get_mut(key) {
+            let asked_at = kept.asked_at;
+            *kept = Token { asked_at, ..token };
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        if let Some((used, _)) = self.tokens.remove(key) {
+            self.by_use.remove(&used);
+        }
+        self.report();
+    }
+
+    fn failed(&mut self, key: &Key, now: Timestamp) {
+        if let Some((_, token)) = self.tokens.get_mut(key) {
+            token.next_attempt = now.saturating_add(RETRY.saturating_mul(1 << token.failures.min(5)));
+            token.failures += 1;
+        }
+    }
+
+    /// What is to be renewed now, some of it at most, and when to look again if that is nothing. Each is given out once in a
+    /// while only. Lets go of what has expired.
+    fn due(&mut self, now: Timestamp) -> (Vec<Due>, Option<Timestamp>) {
+        self.retain(|token| token.signed.expires_at > now);
+        let mut due = Vec::new();
+        let mut next: Option<Timestamp> = None;
+        for (key, (_, token)) in &mut self.tokens {
+            if !token.is_wanted(token.next_attempt.max(now)) {
+                continue;
+            }
+            if token.next_attempt <= now && due.len() < RENEWALS_AT_ONCE {
+                token.next_attempt = now.saturating_add(OPERATION_TIMEOUT);
+                due.push(Due {
+                    key: key.clone(),
+                    entry: token.entry.clone(),
+                    audiences: Arc::clone(&token.audiences),
+                });
+            }
+            next = Some(next.map_or(token.next_attempt, |next| next.min(token.next_attempt)));
+        }
+        (due, next)
     }
 
     fn retain(&mut self, keep: impl Fn(&Token) -> bool) {
@@ -273,8 +412,7 @@ const RPC: &str = "NewJWTSVID";
 /// Tokens for more bytes of audiences than this are not kept: their number is bounded, and so must their size be.
 const MOST_AUDIENCES: usize = 4096;
 const RETRY: Duration = Duration::from_secs(1);
-/// While a token that is still valid is at hand.
-const PATIENCE_WITH_TOKEN: Duration = Duration::from_secs(5);
+const RENEWALS_AT_ONCE: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -298,7 +436,16 @@ mod tests {
             expires_at: at(100),
             hint: String::new(),
         };
-        Token { signed: Arc::new(signed), renew_at: at(50), key_id: Some(key_id.to_owned()) }
+        Token {
+            signed: Arc::new(signed),
+            entry: EntryId::parse("e1").unwrap(),
+            audiences: ["x".to_owned()].into(),
+            renew_at: at(50),
+            next_attempt: at(50),
+            failures: 0,
+            asked_at: at(0),
+            key_id: Some(key_id.to_owned()),
+        }
     }
 
     #[test]
@@ -341,10 +488,12 @@ mod tests {
         let mut kept = Kept::new(2);
         kept.put(key("/a", &["x"]), token("1"));
         kept.put(key("/b", &["x"]), token("1"));
-        assert!(kept.get(&key("/a", &["x"])).is_some());
+        assert!(kept.get(&key("/a", &["x"]), at(0)).is_some());
         kept.put(key("/c", &["x"]), token("1"));
-        assert!(kept.get(&key("/b", &["x"])).is_none());
-        assert!(kept.get(&key("/a", &["x"])).is_some() && kept.get(&key("/c", &["x"])).is_some());
+        assert!(kept.get(&key("/b", &["x"]), at(0)).is_none());
+        assert!(
+            kept.get(&key("/a", &["x"]), at(0)).is_some() && kept.get(&key("/c", &["x"]), at(0)).is_some()
+        );
         assert_eq!((kept.tokens.len(), kept.by_use.len()), (2, 2));
         kept.put(key("/c", &["x"]), token("1"));
         assert_eq!((kept.tokens.len(), kept.by_use.len()), (2, 2));
@@ -354,9 +503,9 @@ mod tests {
     fn the_order_of_audiences_does_not_matter() {
         let mut kept = Kept::new(9);
         kept.put(key("/a", &["x", "y"]), token("1"));
-        assert!(kept.get(&key("/a", &["y", "x"])).is_some());
-        assert!(kept.get(&key("/a", &["y"])).is_none());
-        assert!(kept.get(&key("/b", &["x", "y"])).is_none());
+        assert!(kept.get(&key("/a", &["y", "x"]), at(0)).is_some());
+        assert!(kept.get(&key("/a", &["y"]), at(0)).is_none());
+        assert!(kept.get(&key("/b", &["x", "y"]), at(0)).is_none());
     }
 
     #[test]
@@ -365,8 +514,62 @@ mod tests {
         kept.put(key("/a", &["x"]), token("1"));
         kept.put(key("/b", &["x"]), token("2"));
         kept.retain(|token| token.key_id.as_deref() != Some("1"));
-        assert!(kept.get(&key("/a", &["x"])).is_none() && kept.get(&key("/b", &["x"])).is_some());
+        assert!(
+            kept.get(&key("/a", &["x"]), at(0)).is_none() && kept.get(&key("/b", &["x"]), at(0)).is_some()
+        );
         assert_eq!(kept.by_use.len(), 1);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_renewed_and_what_is_not_ends() {
+        let mut kept = Kept::new(9);
+        kept.put(key("/a", &["x"]), token("1"));
+        let due = |kept: &mut Kept, seconds| {
+            let (due, next) = kept.due(at(seconds));
+            (due.len(), next.map(Timestamp::unix_seconds))
+        };
+        assert_eq!(due(&mut kept, 49), (0, Some(50)));
+        assert_eq!(due(&mut kept, 50), (1, Some(80)), "once, not again while it is being renewed");
+        assert_eq!(due(&mut kept, 51), (0, Some(80)));
+        // Failures: later and later.
+        for (now, next) in [(52, 53), (53, 55), (55, 59)] {
+            kept.failed(&key("/a", &["x"]), at(now));
+            assert_eq!(due(&mut kept, now), (0, Some(next)));
+        }
+        // The next token: asked for 50 s before it came, so it is renewed once more, and no further.
+        let signed = |from: i64| {
+            let mut next = token("2");
+            let signed =
+                SignedToken { issued_at: at(from), expires_at: at(from + 100), ..(*next.signed).clone() };
+            next.signed = Arc::new(signed);
+            (next.renew_at, next.next_attempt) = (at(from + 50), at(from + 50));
+            next
+        };
+        kept.replace(&key("/a", &["x"]), signed(50));
+        assert_eq!(due(&mut kept, 100), (1, Some(130)));
+        kept.replace(&key("/a", &["x"]), signed(100));
+        assert_eq!(due(&mut kept, 150), (0, None));
+        // Somebody asks again: it serves, and is renewed.
+        assert!(kept.get(&key("/a", &["x"]), at(160)).is_some());
+        assert_eq!(due(&mut kept, 160), (1, Some(190)));
+        // Expired.
+        assert_eq!(due(&mut kept, 200), (0, None));
+        assert!(kept.tokens.is_empty() && kept.by_use.is_empty());
+    }
+
+    #[test]
+    fn renewals_come_some_at_a_time_and_count_as_no_use() {
+        let mut kept = Kept::new(40);
+        for number in 0..40 {
+            kept.put(key(&format!("/{number}"), &["x"]), token("1"));
+        }
+        let counts: Vec<usize> = (0..4).map(|_| kept.due(at(60)).0.len()).collect();
+        assert_eq!(counts, [16, 16, 8, 0]);
+        kept.replace(&key("/0", &["x"]), token("2"));
+        kept.put(key("/new", &["x"]), token("1"));
+        assert!(kept.get(&key("/0", &["x"]), at(0)).is_none(), "it was the least recently used all the same");
+        kept.remove(&key("/1", &["x"]));
+        assert_eq!((kept.tokens.len(), kept.by_use.len()), (39, 39));
     }
 
     #[test]

@@ -56,8 +56,12 @@ pub(crate) struct State {
     pub(crate) refuse: HashSet<String>,
     /// The next calls of an rpc end so.
     pub(crate) fail: HashMap<&'static str, Vec<Status>>,
+    /// How long an rpc takes.
+    pub(crate) delay: HashMap<&'static str, Duration>,
     pub(crate) page_size: usize,
     pub(crate) calls: Vec<&'static str>,
+    /// The certificate that the last call of an agent was made with.
+    pub(crate) last_certificate: Vec<u8>,
     /// How many items each signing call had.
     pub(crate) batches: Vec<usize>,
     /// Full entries sent by the synchronisation.
@@ -94,8 +98,10 @@ impl FakeServer {
             deny: None,
             refuse: HashSet::new(),
             fail: HashMap::new(),
+            delay: HashMap::new(),
             page_size: 500,
             calls: Vec::new(),
+            last_certificate: Vec::new(),
             batches: Vec::new(),
             sent_entries: 0,
             holder: tls::SvidHolder::empty(),
@@ -220,7 +226,7 @@ impl State {
         self.calls.iter().filter(|call| **call == rpc).count()
     }
 
-    fn sign_x509(&self, id: &SpiffeId, key: &PublicKey, ttl: Duration) -> Vec<u8> {
+    pub(crate) fn sign_x509(&self, id: &SpiffeId, key: &PublicKey, ttl: Duration) -> Vec<u8> {
         let (issuer, _) = self.x509.last().unwrap();
         let life = capped(ttl, now(), issuer.not_after());
         let profile = LeafProfile {
@@ -287,7 +293,9 @@ impl Service {
         let mut state = self.state();
         state.called(rpc)?;
         match request.extensions().get::<Arc<Peer>>().map(|peer| &**peer) {
-            Some(Peer::Tls(peer)) if peer.spiffe_id.is_some() => {}
+            Some(Peer::Tls(peer)) if peer.spiffe_id.is_some() => {
+                state.last_certificate.clone_from(&peer.certificates[0]);
+            }
             _ => return Err(Status::permission_denied("authorization denied")),
         }
         match state.deny {
@@ -538,6 +546,8 @@ service!(Svid {
         &self,
         request: Request<svid::NewJwtsvidRequest>,
     ) -> Result<Response<svid::NewJwtsvidResponse>, Status> {
+        let delay = self.state().delay.get("NewJWTSVID").copied();
+        tokio::time::sleep(delay.unwrap_or_default()).await;
         let state = self.agent_call("NewJWTSVID", &request)?;
         let request = request.get_ref();
         let entry = state.entries.get(&request.entry_id).ok_or_else(|| Status::not_found("entry not found"))?;

@@ -127,11 +127,15 @@ pub(crate) type Workload = SpiffeWorkloadApiClient<InterceptedService<Channel, W
 
 /// A workload: this process.
 pub(crate) async fn workload(home: &Home) -> Workload {
+    workload_at(home.socket()).await
+}
+
+pub(crate) async fn workload_at(socket: PathBuf) -> Workload {
     fn header(mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert("workload.spiffe.io", "true".parse().expect("it is ASCII"));
         Ok(request)
     }
-    SpiffeWorkloadApiClient::with_interceptor(channel(home.socket()).await, header as WithHeader)
+    SpiffeWorkloadApiClient::with_interceptor(channel(socket).await, header as WithHeader)
 }
 
 pub(crate) async fn channel(socket: PathBuf) -> Channel {

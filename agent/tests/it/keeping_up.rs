@@ -180,6 +180,12 @@ async fn the_agents_own_svid_is_renewed_before_it_ends() {
             if stored == agent.own_svid().chain() { Ok(()) } else { Err("another SVID is stored") }
         })
         .await;
+        // The server learns of it at the next call, and forgets the one before then.
+        eventually("the new SVID is used", async || {
+            let used = server.lock().last_certificate.clone();
+            if used == agent.own_svid().chain()[0] { Ok(()) } else { Err("another is") }
+        })
+        .await;
         let key = inspect(&agent.own_svid().chain()[0]).unwrap().public_key.unwrap();
         assert!(slots.insert(key.spki_der().to_vec()), "each renewal has its own key");
     }

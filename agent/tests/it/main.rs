@@ -5,9 +5,13 @@
 mod admin;
 mod advisories;
 mod bootstrap;
+mod broker;
+mod delegated_identity;
 mod documents;
 mod fake_server;
 mod harness;
 mod keeping_up;
 mod pid_reuse;
+mod rebootstrap;
+mod sources;
 mod workload_api;

@@ -24,7 +24,7 @@ use tonic::{Code, Request, Status};
 
 use crate::fake_server::FakeServer;
 use crate::harness::{
-    Home, certificates, channel, eventually, federating, my_entry, next, overrides, workload,
+    Home, certificates, channel, eventually, federating, my_entry, next, overrides, workload, workload_at,
 };
 
 const JWT: fn(&[&str]) -> JwtsvidRequest = |audience| JwtsvidRequest {
@@ -433,11 +433,122 @@ async fn jwt_failures_are_unavailable_and_a_kept_token_outlives_the_server() {
     server.lock().fail.insert("NewJWTSVID", vec![Status::unavailable("busy")]);
     let token = client.fetch_jwtsvid(JWT(&["x"])).await.unwrap().into_inner();
 
-    tokio::time::sleep(Duration::from_millis(2500)).await;
-    server.lock().fail.insert("NewJWTSVID", vec![Status::unknown("broken")]);
+    // It comes due, and the server is of no help.
+    let broken = || (0..1000).map(|_| Status::unknown("broken")).collect();
+    server.lock().fail.insert("NewJWTSVID", broken());
+    let before = server.lock().count("NewJWTSVID");
+    eventually("the agent asks for the next by itself", async || {
+        let count = server.lock().count("NewJWTSVID");
+        if count > before { Ok(()) } else { Err(count) }
+    })
+    .await;
     let started = Instant::now();
     assert_eq!(client.fetch_jwtsvid(JWT(&["x"])).await.unwrap().into_inner(), token);
     assert!(started.elapsed() < Duration::from_secs(1));
+
+    // As soon as the server can, the token is replaced.
+    server.lock().fail.clear();
+    eventually("a fresh token", async || {
+        let fetched =
+            client.fetch_jwtsvid(JWT(&["x"])).await.map_err(|error| error.to_string())?.into_inner();
+        if fetched != token { Ok(()) } else { Err("the old one".to_owned()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_request_waits_for_the_server_once_there_is_a_token() {
+    let server = FakeServer::start().await;
+    {
+        let mut state = server.lock();
+        state.jwt_ttl = Duration::from_secs(4);
+        state.add(my_entry("e1", "/a").build());
+    }
+    let home = Home::new();
+    let _agent = home.start(&server, "").await;
+    let mut client = workload(&home).await;
+    client.fetch_jwtsvid(JWT(&["x"])).await.unwrap();
+    // Each call of the server takes its time from now on.
+    server.lock().delay.insert("NewJWTSVID", Duration::from_millis(300));
+    let mut tokens = BTreeSet::new();
+    let mut longest = Duration::ZERO;
+    while tokens.len() < 3 {
+        let started = Instant::now();
+        let answer = client.fetch_jwtsvid(JWT(&["x"])).await.unwrap().into_inner();
+        longest = longest.max(started.elapsed());
+        let mut keys = JwtKeys::new();
+        keys.insert(trust_domain(), &server.lock().bundle().jwt_authorities);
+        validate_jwt_svid(&answer.svids[0].svid, &keys, Some("x"), SystemClock.now()).unwrap();
+        tokens.insert(answer.svids[0].svid.clone());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(longest < Duration::from_millis(300), "{longest:?}");
+}
+
+#[tokio::test]
+async fn tokens_with_a_number_of_their_own_are_signed_for_each_call() {
+    let server = FakeServer::start().await;
+    server.lock().add(my_entry("e1", "/a").with(|entry| entry.jwt_svid_include_jti = true).build());
+    let home = Home::new();
+    let agent = home.start(&server, "").await;
+    let mut client = workload(&home).await;
+    for calls in 1..=3 {
+        client.fetch_jwtsvid(JWT(&["x"])).await.unwrap();
+        assert_eq!(server.lock().count("NewJWTSVID"), calls);
+    }
+    drop(agent);
+}
+
+#[tokio::test]
+async fn callers_with_the_same_selectors_share_an_allowance() {
+    let server = FakeServer::start().await;
+    server.lock().add(my_entry("e1", "/a").build());
+    let home = Home::new();
+    let limits = "[rate_limit]\nfetch_x509_svid = 1\nfetch_jwt_svid = 1\nfetch_x509_bundles = 1\nfetch_jwt_bundles = 1";
+    let _agent = home.start(&server, limits).await;
+    // This process is the agent, so its own calls are exempt.
+    let mut own = workload(&home).await;
+    for _ in 0..5 {
+        own.fetch_jwtsvid(JWT(&["x"])).await.unwrap();
+    }
+    let executable = std::env::current_exe().unwrap();
+    let socket = home.socket();
+    let call = move || {
+        let mut command = std::process::Command::new(&executable);
+        command.args(["--exact", "workload_api::calls_twice_from_outside", "--nocapture", "--ignored"]);
+        command.env("AGENT_TEST_SOCKET", socket).output().unwrap()
+    };
+    let output = tokio::task::spawn_blocking(call).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The other process of [`callers_with_the_same_selectors_share_an_allowance`].
+#[tokio::test]
+#[ignore = "run by another test"]
+async fn calls_twice_from_outside() {
+    let Some(socket) = std::env::var_os("AGENT_TEST_SOCKET") else { return };
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(workload_at(socket.clone().into()).await);
+    }
+    let mut refusals = Vec::new();
+    for client in &mut clients {
+        refusals.push(client.fetch_x509svid(X509svidRequest {}).await.map(drop).err());
+        refusals.push(client.fetch_jwtsvid(JWT(&["x"])).await.map(drop).err());
+        refusals.push(client.fetch_x509_bundles(X509BundlesRequest {}).await.map(drop).err());
+        refusals.push(client.fetch_jwt_bundles(JwtBundlesRequest {}).await.map(drop).err());
+    }
+    assert!(refusals[..4].iter().all(Option::is_none), "{refusals:?}");
+    let methods = ["FetchX509SVID", "FetchJWTSVID", "FetchX509Bundles", "FetchJWTBundles"];
+    for (refusal, method) in refusals[4..].iter().zip(methods) {
+        let refusal = refusal.as_ref().expect("the second call within a second is too many");
+        assert_eq!(refusal.code(), Code::Unavailable);
+        assert_eq!(refusal.message(), format!("rate limit exceeded for /SpiffeWorkloadAPI/{method}"));
+    }
+    // Validation is not limited.
+    let request = ValidateJwtsvidRequest { audience: "x".into(), svid: "x".into() };
+    assert_eq!(clients[0].validate_jwtsvid(request).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
 #[tokio::test]
@@ -518,6 +629,33 @@ async fn wit_svids_come_with_their_key_and_rotate() {
         assert!(private["d"].is_string() && private["alg"] == "ES256");
         assert!(seen.insert(svid.wit_svid.clone()));
     }
+}
+
+#[tokio::test]
+async fn jwt_bundles_hold_jwt_keys_alone_in_a_fixed_order() {
+    let server = FakeServer::start().await;
+    {
+        let mut state = server.lock();
+        state.support_wit();
+        (0..5).for_each(|_| state.rotate_jwt());
+        state.add(my_entry("e1", "/a").build());
+    }
+    let home = Home::new();
+    let _agent = home.start(&server, "").await;
+    let mut stream =
+        workload(&home).await.fetch_jwt_bundles(JwtBundlesRequest {}).await.unwrap().into_inner();
+    let bundles = next(&mut stream).await.unwrap().bundles;
+    let document = std::str::from_utf8(&bundles["spiffe://example.org"]).unwrap().to_owned();
+    let keys: serde_json::Value = serde_json::from_str(&document).unwrap();
+    let members = |key: &serde_json::Value| key.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let keys = keys["keys"].as_array().unwrap();
+    assert!(keys.iter().all(|key| members(key) == ["crv", "kid", "kty", "x", "y"]), "{document}");
+    let found: Vec<String> = keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect();
+    let mut expected: Vec<String> =
+        server.lock().jwt.iter().map(|(signer, _)| signer.key_id().to_owned()).collect();
+    expected.sort();
+    assert_eq!(found, expected);
+    assert!(document.starts_with("{\n    \"keys\": ["), "{document}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use bonafide_identity::{SpiffeId, Timestamp};
 use bonafide_pki::tls::{
     ClientAuth, Now, PeerCheck, Svid, SvidHolder, TrustStore, client_config, insecure_client_config, refusal,
-    server_config, server_name,
+    server_config, server_config_for, server_name,
 };
 use bonafide_pki::{KeyType, LeafProfile, Signer, TrustRoots, X509Issuer};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
@@ -167,6 +167,24 @@ fn client_certificates_are_asked_for_as_configured() {
     assert!(connection.peer_certificates().is_none());
     let (_, connection) = connect(&known, &server(ClientAuth::OptionalSpiffe)).both();
     assert_eq!(connection.peer_certificates().unwrap().len(), 1);
+}
+
+#[test]
+fn a_server_may_have_certain_clients_only() {
+    let clock = Clock::new();
+    let issuer = authority(KeyType::EcP256);
+    let trust = trust(&[&issuer]);
+    let holder = SvidHolder::new(svid(&issuer, &server_id(), KeyType::EcP256));
+    let server = server_config_for(holder, trust.clone(), PeerCheck::AnyOf(vec![web()]), clock.now());
+    let client = |id: Option<&SpiffeId>| {
+        let identity = id.map(|id| SvidHolder::new(svid(&issuer, id, KeyType::EcP256)));
+        client_config(identity, trust.clone(), PeerCheck::Member(domain()), clock.now())
+    };
+    let (_, connection) = connect(&client(Some(&web())), &server).both();
+    assert_eq!(connection.peer_certificates().unwrap().len(), 1);
+    let refused = connect(&client(Some(&server_id())), &server).server_refuses();
+    assert!(refused.contains("the peer is spiffe://") && refused.contains("expected one of"), "{refused}");
+    assert_eq!(connect(&client(None), &server).server_refuses(), "peer sent no certificates");
 }
 
 #[test]

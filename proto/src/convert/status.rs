@@ -51,6 +51,30 @@ pub fn permission_denied_with_reason(message: impl Into<String>, reason: Reason)
     Status::with_details(Code::PermissionDenied, message, details.encode_to_vec().into())
 }
 
+/// An error with a `google.rpc.ErrorInfo` in its details: `reason` is what programs tell causes apart by, `domain` says who
+/// defines it.
+#[must_use]
+pub fn status_with_error_info(code: Code, message: impl Into<String>, reason: &str, domain: &str) -> Status {
+    let message = message.into();
+    let info = rpc::ErrorInfo { reason: reason.to_owned(), domain: domain.to_owned(), ..Default::default() };
+    let details = rpc::Status {
+        code: code as i32,
+        message: message.clone(),
+        details: vec![Any { type_url: rpc::ErrorInfo::type_url(), value: info.encode_to_vec() }],
+    };
+    Status::with_details(code, message, details.encode_to_vec().into())
+}
+
+/// The reason and the domain of an error that carries a `google.rpc.ErrorInfo`.
+#[must_use]
+pub fn error_info(status: &Status) -> Option<(String, String)> {
+    let details = rpc::Status::decode(status.details()).ok()?.details;
+    let wanted = rpc::ErrorInfo::full_name();
+    let packed = details.iter().find(|detail| detail.type_url.rsplit('/').next() == Some(&*wanted))?;
+    let info = rpc::ErrorInfo::decode(packed.value.as_slice()).ok()?;
+    Some((info.reason, info.domain))
+}
+
 /// The reason for which a server denied a call; `None` for other errors, without details, or when this version
 /// does not know the reason.
 #[must_use]

@@ -1,10 +1,11 @@
-//! gRPC on mutual TLS.
+//! gRPC on mutual TLS, over TCP and on Unix sockets.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_identity::SpiffeId;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -13,8 +14,9 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tonic::service::Routes;
 
 use super::accept::Connections;
+use super::authority::AuthorityShim;
 use super::connection::{Prefaced, Quota, Server, Share, next_connection_id};
-use super::{ConnectionRegistry, Http2Options, ListenerError, Peer, TlsPeer};
+use super::{ConnectionRegistry, Http2Options, ListenerError, Peer, TlsPeer, UnixListenerBound};
 use crate::BoxError;
 use crate::shutdown::Shutdown;
 
@@ -119,7 +121,10 @@ where
         let (served, handshake, anonymous) = (Arc::clone(&server), Arc::clone(&handshake), anonymous.clone());
         server.spawn(async move {
             let _connection = connection;
+            // Small frames must not wait for the acknowledgement of those before them. Failing costs time, nothing else.
+            let _ = stream.set_nodelay(true);
             let Some((stream, peer)) = handshake.run(stream, addr, &served).await else { return };
+            let stream = Prefaced::new(stream);
             drop((permit, address));
             let max_age = handshake.max_age(peer.connection_id());
             if is_known(&peer) {
@@ -145,6 +150,75 @@ where
     outcome
 }
 
+/// Serves gRPC on TLS on a Unix socket until the shutdown, then drains. The socket file is removed as soon as no more
+/// connections are accepted. Peers are [`Peer::Tls`] with the unspecified address.
+///
+/// It is meant for configurations that insist on a client certificate: the bounds that [`TlsOptions`] has for clients
+/// without one are not applied. Those for one address hold for one user here.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_tls_unix<F>(
+    bound: UnixListenerBound,
+    config: Arc<ServerConfig>,
+    routes: Routes,
+    options: TlsOptions,
+    peer_info: F,
+    shutdown: Shutdown,
+) -> Result<(), ListenerError>
+where
+    F: Fn(&[CertificateDer<'_>]) -> Result<Option<SpiffeId>, BoxError> + Send + Sync + 'static,
+{
+    let name = options.name;
+    let listener = bound.listener().map_err(|source| ListenerError::Socket {
+        step: "listen on",
+        path: bound.path().to_owned(),
+        source,
+    })?;
+    let server = Server::new(name, routes, options.http2.clone(), options.registry.clone(), &shutdown);
+    let users: Quota<u32> = Quota::new(options.max_handshakes_per_address);
+    let connections = Quota::new(options.max_connections);
+    let handshake = Arc::new(Handshake { acceptor: TlsAcceptor::from(config), peer_info, options });
+    let mut incoming = Connections::new(name, listener, shutdown);
+    let outcome = loop {
+        let stream = match incoming.next().await {
+            Ok(Some(stream)) => stream,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        let uid = match stream.peer_cred() {
+            Ok(cred) => cred.uid(),
+            Err(error) => {
+                server.refuse("credentials", &"unknown", &error);
+                continue;
+            }
+        };
+        let peer = format!("uid {uid}");
+        let Some(connection) = connections.take(()) else {
+            server.refuse("too_many_connections", &peer, &"there are too many connections");
+            continue;
+        };
+        let Some(user) = users.take(uid) else {
+            server.refuse("too_many_handshakes", &peer, &"this user has too many unfinished handshakes");
+            continue;
+        };
+        let (served, handshake) = (Arc::clone(&server), Arc::clone(&handshake));
+        server.spawn(async move {
+            let _connection = connection;
+            let Some((stream, peer)) = handshake.run(stream, NO_ADDRESS, &served).await else { return };
+            drop(user);
+            let max_age = handshake.max_age(peer.connection_id());
+            served.serve(Prefaced::new(AuthorityShim::new(stream)), peer, max_age).await;
+        });
+    };
+    drop((incoming, bound));
+    server.drain(handshake.options.drain).await;
+    outcome
+}
+
+/// Of clients on a Unix socket.
+const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
 /// The places of clients without a certificate.
 #[derive(Clone)]
 struct Anonymous {
@@ -168,21 +242,19 @@ struct Handshake<F> {
     options: TlsOptions,
 }
 
-type ServedStream = Prefaced<tokio_rustls::server::TlsStream<TcpStream>>;
+type ServedStream<S> = tokio_rustls::server::TlsStream<S>;
 
 impl<F> Handshake<F>
 where
     F: Fn(&[CertificateDer<'_>]) -> Result<Option<SpiffeId>, BoxError>,
 {
     /// The stream behind its TLS handshake and HTTP/2 preface, and who is there.
-    async fn run(
+    async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        stream: TcpStream,
+        stream: S,
         addr: SocketAddr,
         server: &Server,
-    ) -> Option<(ServedStream, Peer)> {
-        // Small frames must not wait for the acknowledgement of those before them. Failing costs time, nothing else.
-        let _ = stream.set_nodelay(true);
+    ) -> Option<(ServedStream<S>, Peer)> {
         let timeout = self.options.handshake_timeout;
         let mut stream = match tokio::time::timeout(timeout, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
@@ -209,7 +281,7 @@ where
             return None;
         }
         let peer = TlsPeer { addr, certificates, spiffe_id, connection_id: next_connection_id() };
-        Some((Prefaced::new(stream), Peer::Tls(peer)))
+        Some((stream, Peer::Tls(peer)))
     }
 
     fn max_age(&self, connection: u64) -> Option<Duration> {

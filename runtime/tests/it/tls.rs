@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bonafide_identity::SpiffeId;
-use bonafide_runtime::listener::{CloseMode, ListenerError, Peer, TlsOptions, serve_tls};
+use bonafide_runtime::listener::{
+    CloseMode, ListenerError, Peer, TlsOptions, bind_unix, serve_tls, serve_tls_unix,
+};
 use bonafide_runtime::shutdown::Shutdown;
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -74,8 +76,7 @@ pub(crate) struct Served {
     task: JoinHandle<Result<(), ListenerError>>,
 }
 
-pub(crate) async fn serve(change: impl FnOnce(&mut TlsOptions)) -> Served {
-    let authority = Authority::new();
+fn server_config(authority: &Authority) -> ServerConfig {
     let (chain, key) = authority.issue(SanType::DnsName("localhost".try_into().unwrap()));
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&authority.roots), provider())
         .allow_unauthenticated()
@@ -88,17 +89,26 @@ pub(crate) async fn serve(change: impl FnOnce(&mut TlsOptions)) -> Served {
         .with_single_cert(chain, key)
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// The identity by the length of the chain is enough here; whose it is, is another crate's business.
+fn identity(chain: &[CertificateDer<'_>]) -> Result<Option<SpiffeId>, bonafide_runtime::BoxError> {
+    match chain {
+        [] => Ok(None),
+        [leaf] if leaf.windows(6).any(|window| window == b"banned") => Err("this agent is banned".into()),
+        _ => Ok(Some(SpiffeId::parse("spiffe://example.org/client").unwrap())),
+    }
+}
+
+pub(crate) async fn serve(change: impl FnOnce(&mut TlsOptions)) -> Served {
+    let authority = Authority::new();
+    let config = server_config(&authority);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let mut options = TlsOptions::default();
     change(&mut options);
     let (echo, shutdown) = (Echo::new(), Shutdown::new());
-    // The identity by the length of the chain is enough here; whose it is, is another crate's business.
-    let identity = |chain: &[CertificateDer<'_>]| match chain {
-        [] => Ok(None),
-        [leaf] if leaf.windows(6).any(|window| window == b"banned") => Err("this agent is banned".into()),
-        _ => Ok(Some(SpiffeId::parse("spiffe://example.org/client").unwrap())),
-    };
     let task = tokio::spawn(serve_tls(
         listener,
         Arc::new(config),
@@ -134,6 +144,46 @@ pub(crate) async fn connect_raw(served: &Served) -> tokio_rustls::client::TlsStr
 
 fn uri(id: &str) -> SanType {
     SanType::URI(id.try_into().unwrap())
+}
+
+#[tokio::test]
+async fn a_unix_socket_speaks_tls_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tls.sock");
+    let bound = bind_unix(&path, 0o777, 0o755).unwrap();
+    let (authority, echo, shutdown) = (Authority::new(), Echo::new(), Shutdown::new());
+    let options = TlsOptions { drain: Duration::from_millis(200), ..TlsOptions::default() };
+    let (config, registry) = (Arc::new(server_config(&authority)), options.registry.clone());
+    let task =
+        tokio::spawn(serve_tls_unix(bound, config, echo.routes(), options, identity, shutdown.clone()));
+    let connect = async |name: &str| {
+        let client = authority.client(Some(authority.issue(uri(name))));
+        let (connector, path) = (TlsConnector::from(client), path.clone());
+        Endpoint::from_static("http://localhost")
+            .connect_with_connector(tower::service_fn(move |_: Uri| {
+                let (connector, path) = (connector.clone(), path.clone());
+                async move {
+                    let stream = tokio::net::UnixStream::connect(path).await?;
+                    let name = ServerName::try_from("localhost").expect("a name");
+                    connector.connect(name, stream).await.map(TokioIo::new)
+                }
+            }))
+            .await
+    };
+    let channel = connect("spiffe://example.org/client").await.unwrap();
+    assert_eq!(
+        unary(&channel, "a").await.unwrap(),
+        "a authority=localhost from ip=0.0.0.0 certificates=1 id=spiffe://example.org/client"
+    );
+    assert_eq!(registry.len(), 1);
+    // Who is refused by name learns it with the first call at the latest.
+    if let Ok(channel) = connect("spiffe://example.org/banned").await {
+        unary(&channel, "b").await.unwrap_err();
+    }
+    assert_eq!(registry.len(), 1);
+    shutdown.trigger();
+    task.await.unwrap().unwrap();
+    assert!(!path.exists());
 }
 
 #[tokio::test]

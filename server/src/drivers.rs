@@ -7,6 +7,7 @@ use bonafide_pki::key_manager::{self, KeyManager};
 use bonafide_pki::{KeyError, Random};
 
 use crate::config::{Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings};
+use crate::federation;
 use crate::node_attestor::Attestors;
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::x509pop::{X509Pop, X509PopError};
@@ -94,5 +95,6 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, now: Timestamp) -> Vec<S
     {
         problems.push(format!("node_attestor.x509pop: {error}"));
     }
+    problems.extend(federation::check(&config.federation));
     problems
 }

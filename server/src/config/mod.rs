@@ -4,6 +4,7 @@
 //! `docs/reference/configuration-server.md` is generated from [`reference::FIELDS`], and a test holds both it and the
 //! reader to the same set of keys, so that no option is undocumented and none is documented that does nothing.
 
+mod federation;
 mod raw;
 pub mod reference;
 
@@ -21,6 +22,7 @@ use serde::Deserialize as _;
 
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
+pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
     Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
     RawUpstreamDisk, RawX509Pop,
@@ -58,6 +60,8 @@ pub struct Config {
     pub ratelimit: RateLimitSettings,
     /// What is cleaned up.
     pub prune: PruneSettings,
+    /// How bundles of other trust domains come in, and how our own goes out.
+    pub federation: FederationSettings,
 }
 
 /// Where calls come in.
@@ -325,6 +329,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         signing: raw.ratelimit.signing.unwrap_or(500),
     };
     let prune = prune(raw.prune, problems);
+    let federation = federation::settings(raw.federation, trust_domain.as_ref(), problems);
 
     Some(Config {
         trust_domain: trust_domain?,
@@ -343,6 +348,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         node_attestor: node_attestor?,
         ratelimit,
         prune: prune?,
+        federation: federation?,
     })
 }
 
@@ -690,7 +696,8 @@ mod tests {
     fn the_reference_lists_exactly_the_keys_that_are_read() {
         let raw: Raw = parse_toml(
             Path::new("x"),
-            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[node_attestor.x509pop]\n",
+            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[node_attestor.x509pop]\n\
+             [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()
         .0;

@@ -4,6 +4,7 @@
 
 mod demo;
 mod durability;
+mod federation;
 mod interop;
 mod lifecycle;
 mod rotation;

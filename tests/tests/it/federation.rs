@@ -65,25 +65,26 @@ fn a_workload_sees_the_peers_change_on_its_open_stream_within_five_seconds() {
         let name = spiffe::TrustDomain::new("b.test").unwrap();
         let deadline = Instant::now() + SOON;
         let client = spiffe::WorkloadApiClient::connect_to(&a.endpoint()).await.unwrap();
-        let mut stream = loop {
-            match client.stream_x509_bundles().await {
-                Ok(stream) => break stream,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        // Until the entry is with the agent there is no identity, and so no stream.
+        let (mut stream, first) = loop {
+            let mut stream = client.stream_x509_bundles().await.unwrap();
+            match stream.next().await {
+                Some(Ok(first)) => break (stream, first),
+                other => assert!(Instant::now() < deadline, "{:?}", other.map(|set| set.map(drop))),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        let mut seen = async |count: usize| {
+        let count =
+            |set: &spiffe::X509BundleSet| set.get(&name).map_or(0, |bundle| bundle.authorities().len());
+        let mut last = count(&first);
+        let mut seen = async |wanted: usize| {
             let wait = async {
-                while let Some(set) = stream.next().await {
-                    let set = set.unwrap();
-                    let found = set.get(&name).map_or(0, |bundle| bundle.authorities().len());
-                    if found == count {
-                        return;
-                    }
+                while last != wanted {
+                    last =
+                        count(&stream.next().await.expect("the stream goes on").expect("without an error"));
                 }
-                panic!("the stream ended");
             };
-            tokio::time::timeout(SOON, wait).await.unwrap_or_else(|_| panic!("never {count} authorities"));
+            tokio::time::timeout(SOON, wait).await.unwrap_or_else(|_| panic!("never {wanted} authorities"));
         };
         seen(1).await;
         b.cli(&["authority", "prepare", "x509"]).unwrap();

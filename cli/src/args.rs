@@ -46,6 +46,9 @@ pub(crate) enum Command {
     /// Trust bundles: the own one and those of federated trust domains.
     #[command(subcommand)]
     Bundle(BundleCommand),
+    /// Federation relationships: where the bundles of other trust domains are fetched.
+    #[command(subcommand)]
+    Federation(FederationCommand),
     /// The authorities that sign: show, prepare, activate, taint, revoke.
     #[command(subcommand)]
     Authority(AuthorityCommand),
@@ -333,6 +336,69 @@ pub(crate) enum BundleCommand {
         /// What happens to entries that federate with it.
         #[arg(long, value_enum, default_value = "restrict")]
         mode: DeleteMode,
+    },
+}
+
+/// How a bundle endpoint is authenticated.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum EndpointProfile {
+    /// By an X.509-SVID.
+    HttpsSpiffe,
+    /// By a certificate of the Web PKI.
+    HttpsWeb,
+}
+
+/// A relationship, as flags.
+#[derive(Debug, Args)]
+pub(crate) struct FederationFields {
+    /// The foreign trust domain.
+    pub(crate) trust_domain: String,
+    /// Its bundle endpoint: https://…
+    #[arg(long)]
+    pub(crate) url: String,
+    /// How the endpoint is authenticated.
+    #[arg(long, value_enum)]
+    pub(crate) profile: EndpointProfile,
+    /// Whose X.509-SVID the endpoint must present (https_spiffe); the foreign trust domain's server when absent.
+    #[arg(long, value_name = "ID")]
+    pub(crate) endpoint_spiffe_id: Option<String>,
+    /// A file with the bundle to begin with, or - for standard input; https_spiffe needs one once.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bundle_file: Option<PathBuf>,
+    /// The form of that file.
+    #[arg(long, value_enum, default_value = "pem")]
+    pub(crate) bundle_format: BundleFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FederationCommand {
+    /// Begin to fetch the bundle of another trust domain.
+    Create {
+        #[command(flatten)]
+        fields: FederationFields,
+    },
+    /// Replace endpoint and profile of a relationship; its bundle too, where one is given.
+    Update {
+        #[command(flatten)]
+        fields: FederationFields,
+    },
+    /// List the relationships; those in the server's configuration file are not among them.
+    List,
+    /// Show one relationship.
+    Show {
+        /// The foreign trust domain.
+        trust_domain: String,
+    },
+    /// End a relationship. The bundle that was fetched stays.
+    Delete {
+        /// The foreign trust domain.
+        trust_domain: String,
+    },
+    /// Fetch the bundle of a trust domain now.
+    Refresh {
+        /// The foreign trust domain.
+        trust_domain: String,
     },
 }
 

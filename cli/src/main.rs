@@ -50,6 +50,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Agent(command) => admin::agent::run(command, &to, &out).await?,
         Command::Token(command) => admin::token::run(command, &to, &out).await?,
         Command::Bundle(command) => admin::bundle::run(command, &to, &out).await?,
+        Command::Federation(command) => admin::federation::run(command, &to, &out).await?,
         Command::Authority(command) => admin::authority::run(command, &to, &out).await?,
         Command::Mint(command) => admin::mint::run(command, &to, &out).await?,
         Command::Server(command) => admin::server::run(command, &to, &out).await?,

@@ -105,13 +105,35 @@ pub fn to_spiffe_json(bundle: &Bundle) -> String {
     String::from_utf8(pretty(&document)).expect("JSON is UTF-8")
 }
 
+/// A bundle as its own trust domain published it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedBundle {
+    /// The bundle; its refresh hint is 0 also where the document has none.
+    pub bundle: Bundle,
+    /// The refresh hint in seconds; `None` when the document does not say one, which asks for another pace than 0 does.
+    pub refresh_hint: Option<u64>,
+}
+
+/// Reads a SPIFFE bundle document, as [`from_spiffe_json`], and keeps what only the poller of an endpoint wants to know.
+///
+/// # Errors
+/// [`BundleError`].
+pub fn published(trust_domain: &TrustDomain, document: &[u8]) -> Result<PublishedBundle, BundleError> {
+    let document = read(document)?;
+    let refresh_hint = document.spiffe_refresh_hint;
+    Ok(PublishedBundle { bundle: from_document(trust_domain, &document)?, refresh_hint })
+}
+
 /// Reads a SPIFFE bundle document. Keys with another `use`, or of a family that the standard does not name, are ignored
 /// as the standard asks; keys that are meant for us and broken are refused.
 ///
 /// # Errors
 /// [`BundleError`].
 pub fn from_spiffe_json(trust_domain: &TrustDomain, document: &[u8]) -> Result<Bundle, BundleError> {
-    let document = read(document)?;
+    from_document(trust_domain, &read(document)?)
+}
+
+fn from_document(trust_domain: &TrustDomain, document: &Document) -> Result<Bundle, BundleError> {
     let mut bundle = Bundle::empty(trust_domain.clone());
     bundle.sequence_number = document.spiffe_sequence.unwrap_or(0);
     bundle.refresh_hint = document.spiffe_refresh_hint.unwrap_or(0);
@@ -269,5 +291,5 @@ const JWT_USE: &str = "jwt-svid";
 const WIT_USE: &str = "wit-svid";
 const CERTIFICATE: &str = "CERTIFICATE";
 
-/// Thousands of authorities; a bundle comes from a peer.
-const MAX_DOCUMENT_BYTES: usize = 4 << 20;
+/// The longest bundle document that is read: thousands of authorities. A bundle comes from a peer.
+pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;

@@ -18,15 +18,15 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::crypto;
 use crate::key::{KeyError, SignatureAlgorithm, Signer};
 use crate::x509::verify::{leaf_id, verify_svid};
-use crate::x509::{TrustRoots, VerifyError, inspect};
+use crate::x509::{TrustRoots, VerifyError, X509Error, inspect};
 
 /// Tells the time at a handshake.
 pub type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -352,6 +352,67 @@ fn client(
     Arc::new(config)
 }
 
+/// Authorities that vouch for the names of web servers (Web PKI).
+#[derive(Clone, Debug)]
+pub struct WebRoots {
+    roots: Arc<RootCertStore>,
+}
+
+impl WebRoots {
+    /// Takes DER certificates. With `lenient`, those that cannot be used are left out: a system's store may hold some
+    /// that nobody has looked at for years.
+    ///
+    /// # Errors
+    /// [`X509Error::Malformed`] for the first that cannot be used, unless `lenient`; or when none is left.
+    pub fn from_der(
+        certificates: impl IntoIterator<Item = Vec<u8>>,
+        lenient: bool,
+    ) -> Result<Self, X509Error> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates {
+            match roots.add(CertificateDer::from(certificate)) {
+                Err(error) if !lenient => return Err(X509Error::Malformed(error.to_string())),
+                _ => {}
+            }
+        }
+        if roots.is_empty() {
+            return Err(X509Error::Malformed("there is no usable authority".to_owned()));
+        }
+        Ok(Self { roots: Arc::new(roots) })
+    }
+}
+
+/// A client's TLS for HTTPS (HTTP/1.1) to a server that is authenticated as on the web: by its host name and one of
+/// `roots` (SPIFFE Federation, section 5.2.1).
+///
+/// # Panics
+/// Never: the backend's provider supports the protocol versions that are asked for.
+pub fn https_web_client(roots: &WebRoots, now: Now) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(InjectedTime(now)))
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports TLS 1.2 and 1.3")
+        .with_root_certificates(Arc::clone(&roots.roots))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// A client's TLS for HTTPS (HTTP/1.1) to a server that is authenticated by its X.509-SVID, whatever its host name (SPIFFE
+/// Federation, section 5.2.2).
+pub fn https_spiffe_client(trust: TrustStore, server: SpiffeId, now: Now) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::clone(&client_config(None, trust, PeerCheck::ServerId(server), now));
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    Arc::new(config)
+}
+
+/// A server's TLS for HTTPS (HTTP/1.1): presents what is held for any server name and none, asks for no certificate.
+pub fn https_server(held: SvidHolder, now: Now) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::clone(&server_config(held, TrustStore::empty(), ClientAuth::None, now));
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    Arc::new(config)
+}
+
 struct InjectedTime(Now);
 
 impl TimeProvider for InjectedTime {
@@ -599,3 +660,4 @@ impl ServerCertVerifier for UnverifiedServer {
 }
 
 const HTTP2: &[u8] = b"h2";
+const HTTP1: &[u8] = b"http/1.1";

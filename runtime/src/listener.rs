@@ -14,6 +14,7 @@ pub(crate) mod accept;
 mod bind;
 mod connection;
 mod hpack;
+mod https;
 mod limits;
 mod registry;
 mod tls;
@@ -32,6 +33,7 @@ use thiserror::Error;
 use crate::telemetry::{MetricDoc, MetricKind, Stability};
 
 pub use bind::{UnixListenerBound, bind_unix};
+pub use https::{HttpsOptions, serve_https};
 pub use limits::{DescriptorLimit, forbid_core_dumps, raise_descriptor_limit};
 pub use registry::{CloseMode, ConnectionRegistry};
 pub use tls::{TlsOptions, serve_tls, serve_tls_unix};

@@ -10,6 +10,7 @@ use bonafide_runtime::clock::SharedClock;
 use crate::config::{
     Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
 };
+use crate::federation;
 use crate::node_attestor::Attestors;
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::x509pop::{X509Pop, X509PopError};
@@ -115,5 +116,6 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
     {
         problems.push(format!("node_attestor.x509pop: {error}"));
     }
+    problems.extend(federation::check(&config.federation));
     problems
 }

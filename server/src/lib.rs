@@ -11,6 +11,7 @@ pub mod backup;
 pub mod caller;
 pub mod config;
 pub mod drivers;
+pub mod federation;
 pub mod node_attestor;
 pub mod server;
 pub mod status;

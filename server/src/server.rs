@@ -3,6 +3,7 @@
 //! [`Server::start`] is the only door; the binary and the tests go through it, with another clock and other
 //! randomness if they like.
 
+mod bundle_endpoint;
 mod standing;
 
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use bonafide_proto::spire::server::entry::v1::entry_server::EntryServer;
 use bonafide_proto::spire::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
 use bonafide_proto::spire::server::logger::v1::logger_server::LoggerServer;
 use bonafide_proto::spire::server::svid::v1::svid_server::SvidServer;
+use bonafide_proto::spire::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use bonafide_runtime::BoxError;
 use bonafide_runtime::backoff::Backoff;
 use bonafide_runtime::clock::{SharedClock, SystemClock};
@@ -43,6 +45,7 @@ use crate::audit::AuditLog;
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, Issuing, IssuingConfig, ServerSvid};
 use crate::config::{AuthoritySettings, Config};
 use crate::drivers;
+use crate::federation::{Federation, fetch::Fetcher};
 use crate::node_attestor::x509pop::X509PopError;
 use crate::status;
 use crate::store::{Store, StoreError};
@@ -65,6 +68,8 @@ pub struct Context {
     pub issuing: Arc<Issuing>,
     /// Attests nodes.
     pub attestation: Attestation,
+    /// Relationships with other trust domains.
+    pub federation: Federation,
     /// The server's own SVID, as it is presented now.
     pub server_svid: SvidHolder,
     /// The time.
@@ -151,6 +156,9 @@ pub enum ServerError {
     /// The x509pop attestor cannot be used.
     #[error("node_attestor.x509pop: {0}")]
     X509Pop(#[from] X509PopError),
+    /// The certificate of the bundle endpoint cannot be used.
+    #[error("federation.bundle_endpoint: {0}")]
+    BundleEndpoint(#[from] crate::federation::certificate_files::CertificateFilesError),
     /// An rpc has no row in the permission table.
     #[error(transparent)]
     Permissions(#[from] Incomplete),
@@ -178,6 +186,7 @@ pub struct RunningServer {
     context: Arc<Context>,
     address: SocketAddr,
     health_address: Option<SocketAddr>,
+    bundle_endpoint_address: Option<SocketAddr>,
     group: TaskGroup,
     tasks: Vec<Periodic>,
 }
@@ -248,8 +257,16 @@ impl Server {
             config.admin_ids.clone(),
             config.ratelimit,
         ));
+        let federation = Federation::new(
+            store.clone(),
+            config.federation.federates_with.clone(),
+            Fetcher::new(config.federation.web_ca_path.clone(), clock.clone()),
+            clock.clone(),
+            random.clone(),
+        );
         let context = Arc::new(Context {
             td,
+            federation,
             state: store.state().clone(),
             attestation: Attestation::new(attestors, issuing.clone(), store.clone()),
             authorities,
@@ -269,6 +286,7 @@ impl Server {
         let local = local_routes(&context, &gate)?;
 
         let (tcp, address) = bind_tcp("listen.address", context.config.listen.address).await?;
+        let bundle_endpoint = bundle_endpoint::bind(&context).await?;
         let unix = bind_unix(&context.config.listen.admin_socket, 0o770, 0o750)?;
 
         let periodic = tasks::spawn(
@@ -286,6 +304,9 @@ impl Server {
         );
         spawn_remote(&mut group, &context, tcp, remote, own_svid, trust);
         spawn_local(&mut group, &context, unix, local);
+        let bundle_endpoint_address =
+            bundle_endpoint.map(|bound| bundle_endpoint::spawn(&mut group, &context, bound));
+        context.federation.spawn(&mut group);
         standing::spawn(&mut group, context.state.clone(), connections, clock.clone());
         spawn_observer(&mut group, &context);
         spawn_reopen(&mut group, &context)?;
@@ -305,7 +326,14 @@ impl Server {
             "serving"
         );
         stop_on_failure.started();
-        Ok(RunningServer { context, address, health_address, group, tasks: periodic })
+        Ok(RunningServer {
+            context,
+            address,
+            health_address,
+            bundle_endpoint_address,
+            group,
+            tasks: periodic,
+        })
     }
 }
 
@@ -318,6 +346,11 @@ impl RunningServer {
     /// The address of `/live`, `/ready` and `/metrics`.
     pub fn health_address(&self) -> Option<SocketAddr> {
         self.health_address
+    }
+
+    /// The address of the bundle endpoint.
+    pub fn bundle_endpoint_address(&self) -> Option<SocketAddr> {
+        self.bundle_endpoint_address
     }
 
     /// The administration socket.
@@ -485,6 +518,11 @@ fn shared(context: &Arc<Context>, gate: &Arc<Gate>) -> Services {
     );
     let svid =
         api::svid::v1::Service::new(context.store.clone(), context.issuing.clone(), context.clock.clone());
+    let trust_domain = api::trustdomain::v1::Service::new(
+        context.store.clone(),
+        context.td.clone(),
+        context.federation.clone(),
+    );
     let local_authority = api::localauthority::v1::Service::new(context.authorities.clone());
     Services::new(gate.clone())
         .with(AgentServer::new(api::agent::v1::Service::new(context.clone())))
@@ -492,6 +530,7 @@ fn shared(context: &Arc<Context>, gate: &Arc<Gate>) -> Services {
         .with(EntryServer::new(api::entry::v1::Service::new(context.clone())))
         .with(SvidServer::new(svid))
         .with(LocalAuthorityServer::new(local_authority))
+        .with(TrustDomainServer::new(trust_domain))
 }
 
 async fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServerError> {

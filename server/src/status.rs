@@ -49,6 +49,16 @@ pub mod names {
     pub const CONNECTIONS_CLOSED: &str = "bonafide_server_connections_closed_total";
     /// Open connections.
     pub const CONNECTIONS: &str = "bonafide_server_connections";
+    /// Fetches of bundles of other trust domains.
+    pub const FEDERATION_FETCHES: &str = "bonafide_server_federation_fetches_total";
+    /// When a bundle was last fetched.
+    pub const FEDERATION_LAST_SUCCESS: &str = "bonafide_server_federation_last_success_seconds";
+    /// Relationships that are polled.
+    pub const FEDERATION_RELATIONSHIPS: &str = "bonafide_server_federation_relationships";
+    /// Requests to the bundle endpoint.
+    pub const BUNDLE_ENDPOINT_REQUESTS: &str = "bonafide_server_bundle_endpoint_requests_total";
+    /// Requests that wait at the bundle endpoint.
+    pub const BUNDLE_ENDPOINT_WAITING: &str = "bonafide_server_bundle_endpoint_waiting";
 }
 
 const fn doc(
@@ -158,6 +168,41 @@ pub const METRICS: &[MetricDoc] = &[
         "",
         &[],
         "Open connections, those on the administration socket included.",
+    ),
+    doc(
+        names::FEDERATION_FETCHES,
+        MetricKind::Counter,
+        "",
+        &["trust_domain", "result"],
+        "Fetches of the bundle of another trust domain: `changed`, `unchanged` or `failed`.",
+    ),
+    doc(
+        names::FEDERATION_LAST_SUCCESS,
+        MetricKind::Gauge,
+        "seconds",
+        &["trust_domain"],
+        "When the bundle of another trust domain was last fetched, as Unix time. Alert when it is long ago.",
+    ),
+    doc(
+        names::FEDERATION_RELATIONSHIPS,
+        MetricKind::Gauge,
+        "",
+        &[],
+        "Federation relationships that are polled, of the configuration and of the store.",
+    ),
+    doc(
+        names::BUNDLE_ENDPOINT_REQUESTS,
+        MetricKind::Counter,
+        "",
+        &["code"],
+        "Requests to the bundle endpoint by HTTP status.",
+    ),
+    doc(
+        names::BUNDLE_ENDPOINT_WAITING,
+        MetricKind::Gauge,
+        "",
+        &[],
+        "Requests that wait at the bundle endpoint for a change.",
     ),
 ];
 

@@ -122,7 +122,8 @@ fn parse(bundle: &types::Bundle) -> Result<Bundle, Failure> {
     convert::bundle_from_server(bundle).map_err(|error| Failure::Malformed(error.to_string()))
 }
 
-fn read(trust_domain: &str, file: &Path, format: BundleFormat) -> Result<Bundle, Failure> {
+/// A bundle from a file.
+pub(super) fn read(trust_domain: &str, file: &Path, format: BundleFormat) -> Result<Bundle, Failure> {
     let domain = TrustDomain::parse_lenient(trust_domain)
         .map_err(|error| Failure::Input(format!("{trust_domain:?} is not a trust domain: {error}")))?;
     let mut content = Vec::new();

@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod authority;
 pub(crate) mod bundle;
 pub(crate) mod entry;
+pub(crate) mod federation;
 pub(crate) mod mint;
 pub(crate) mod server;
 pub(crate) mod token;

@@ -19,6 +19,7 @@ pub mod logger;
 pub mod maintenance;
 pub mod svid;
 pub mod table;
+pub mod trustdomain;
 
 mod guard;
 mod page;

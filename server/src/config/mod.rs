@@ -4,6 +4,7 @@
 //! `docs/reference/configuration-server.md` is generated from [`reference::FIELDS`], and a test holds both it and the
 //! reader to the same set of keys, so that no option is undocumented and none is documented that does nothing.
 
+mod federation;
 mod raw;
 pub mod reference;
 
@@ -23,6 +24,7 @@ use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
 use crate::upstream_authority::Address;
 use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
+pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
     Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
     RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
@@ -60,6 +62,8 @@ pub struct Config {
     pub ratelimit: RateLimitSettings,
     /// What is cleaned up.
     pub prune: PruneSettings,
+    /// How bundles of other trust domains come in, and how our own goes out.
+    pub federation: FederationSettings,
 }
 
 /// Where calls come in.
@@ -353,6 +357,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         signing: raw.ratelimit.signing.unwrap_or(500),
     };
     let prune = prune(raw.prune, problems);
+    let federation = federation::settings(raw.federation, trust_domain.as_ref(), problems);
 
     Some(Config {
         trust_domain: trust_domain?,
@@ -371,6 +376,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         node_attestor: node_attestor?,
         ratelimit,
         prune: prune?,
+        federation: federation?,
     })
 }
 
@@ -866,7 +872,8 @@ mod tests {
             Path::new("x"),
             "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
-             [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n",
+             [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
+             [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()
         .0;

@@ -1,5 +1,6 @@
 //! The document as it is written: every key optional, nothing checked beyond its type.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bonafide_pki::CaSubject;
@@ -35,6 +36,7 @@ raw! {
         node_attestor: RawNodeAttestor,
         ratelimit: RawRateLimit,
         prune: RawPrune,
+        federation: RawFederation,
     }
     RawListen {
         address: Option<String>,
@@ -148,6 +150,23 @@ raw! {
     RawRateLimit {
         attestation: Option<u32>,
         signing: Option<u32>,
+    }
+    RawFederation {
+        web_ca_path: Option<PathBuf>,
+        bundle_endpoint: Option<RawBundleEndpoint>,
+        federates_with: BTreeMap<String, RawFederatesWith>,
+    }
+    RawBundleEndpoint {
+        address: Option<String>,
+        refresh_hint: Option<HumanDuration>,
+        profile: Option<String>,
+        certificate_path: Option<PathBuf>,
+        key_path: Option<PathBuf>,
+    }
+    RawFederatesWith {
+        bundle_endpoint_url: Option<String>,
+        profile: Option<String>,
+        endpoint_spiffe_id: Option<String>,
     }
     RawPrune {
         attested_nodes_expired_for: Option<HumanDuration>,

@@ -330,6 +330,61 @@ pub const FIELDS: &[Field] = &[
         "`false`",
         "Remove also agents that cannot attest again by themselves.",
     ),
+    field(
+        "federation.web_ca_path",
+        "path",
+        "the system's authorities",
+        "PEM with the authorities that endpoints of the profile `https_web` are verified with. Read again at each fetch.",
+    ),
+    field(
+        "federation.bundle_endpoint.address",
+        "address",
+        "required",
+        "TCP address on which everybody may read this trust domain's bundle over HTTPS.",
+    ),
+    field(
+        "federation.bundle_endpoint.refresh_hint",
+        "duration",
+        "`5m`",
+        "How often peers should look for a new bundle. Bonafide servers see a change at once all the same.",
+    ),
+    field(
+        "federation.bundle_endpoint.profile",
+        "`https_spiffe` or `https_web`",
+        "`https_spiffe`",
+        "How the endpoint is authenticated: by the server's own X.509-SVID, or by a certificate of the Web PKI.",
+    ),
+    field(
+        "federation.bundle_endpoint.certificate_path",
+        "path",
+        "required in the `https_web` profile",
+        "PEM with the certificate for the endpoint's name, then its intermediates. Read again when it changes.",
+    ),
+    field(
+        "federation.bundle_endpoint.key_path",
+        "path",
+        "required in the `https_web` profile",
+        "PEM with that certificate's private key. Read again when it changes; a pair that does not fit is not used.",
+    ),
+    field(
+        "federation.federates_with.\"<trust domain>\".bundle_endpoint_url",
+        "URL",
+        "required",
+        "Where the bundle endpoint of that trust domain is: `https://…`. A relationship written here wins over one made with \
+         `bonafide federation`, and is not listed there.",
+    ),
+    field(
+        "federation.federates_with.\"<trust domain>\".profile",
+        "`https_spiffe` or `https_web`",
+        "required",
+        "How that endpoint is authenticated.",
+    ),
+    field(
+        "federation.federates_with.\"<trust domain>\".endpoint_spiffe_id",
+        "SPIFFE ID",
+        "required in the `https_spiffe` profile",
+        "Whose X.509-SVID that endpoint must present; `spiffe://<trust domain>/spire/server` where it is a server of that trust domain.",
+    ),
 ];
 
 /// The page `docs/reference/configuration-server.md`.

@@ -224,18 +224,18 @@ mod tests {
         drop(file);
         assert_eq!(read(&path).unwrap(), Some(at(5)));
 
-        let mut bytes = std::fs::read(path_for(&path)).unwrap();
+        let mut bytes = fs::read(path_for(&path)).unwrap();
         // Commit 5 went into the slot that commit 1 went into: the first.
         bytes[30] ^= 1;
-        std::fs::write(path_for(&path), &bytes).unwrap();
+        fs::write(path_for(&path), &bytes).unwrap();
         assert_eq!(read(&path).unwrap(), Some(at(4)));
 
         bytes[SLOT as usize + 30] ^= 1;
-        std::fs::write(path_for(&path), &bytes).unwrap();
+        fs::write(path_for(&path), &bytes).unwrap();
         let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("db.expect") && error.contains("restore"), "{error}");
 
-        std::fs::write(path_for(&path), b"").unwrap();
+        fs::write(path_for(&path), b"").unwrap();
         assert!(matches!(read(&path), Err(StoreError::Corrupt { .. })));
     }
 
@@ -253,12 +253,12 @@ mod tests {
         let path = folder.path().join("db");
         let unfinished = unfinished_for(&path_for(&path));
         for left in [&b""[..], &encode(&at(9)), &[0; 9000]] {
-            std::fs::write(&unfinished, left).unwrap();
+            fs::write(&unfinished, left).unwrap();
             assert!(read(&path).unwrap().is_none(), "what is not whole has no name");
             drop(ExpectFile::create(&path, &at(0)).unwrap());
             assert!(!unfinished.exists());
             assert_eq!(read(&path).unwrap(), Some(at(0)));
-            std::fs::remove_file(path_for(&path)).unwrap();
+            fs::remove_file(path_for(&path)).unwrap();
         }
     }
 

@@ -4,6 +4,7 @@ mod agents;
 mod attestation;
 mod bundles;
 mod entries;
+mod federation;
 mod harness;
 mod lifecycle;
 mod local;

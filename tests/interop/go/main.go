@@ -37,7 +37,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: interop suite|watch|serve|dial [flags]")
+		fmt.Fprintln(os.Stderr, "usage: interop suite|watch|serve|dial|bundle-certificate|bundle-fetch|bundle-serve [flags]")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -52,6 +52,12 @@ func main() {
 		err = serve(ctx, os.Args[2:])
 	case "dial":
 		err = dial(ctx, os.Args[2:])
+	case "bundle-certificate":
+		err = bundleCertificate(os.Args[2:])
+	case "bundle-fetch":
+		err = bundleFetch(ctx, os.Args[2:])
+	case "bundle-serve":
+		err = bundleServe(ctx, os.Args[2:])
 	default:
 		err = fmt.Errorf("no such mode: %s", os.Args[1])
 	}

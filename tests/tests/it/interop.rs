@@ -18,12 +18,12 @@ fn rotating() -> Settings {
     }
 }
 
-fn folder(name: &str) -> PathBuf {
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("interop").join(name)
 }
 
 /// Whether a program is there at all.
-fn has(program: &str, argument: &str) -> bool {
+pub(crate) fn has(program: &str, argument: &str) -> bool {
     Command::new(program)
         .arg(argument)
         .stdout(Stdio::null())
@@ -33,7 +33,7 @@ fn has(program: &str, argument: &str) -> bool {
 }
 
 /// Runs `command` to its end and returns what it printed; a failure holds all of it.
-fn run(command: &mut Command) -> Result<String, String> {
+pub(crate) fn run(command: &mut Command) -> Result<String, String> {
     let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -49,7 +49,7 @@ fn selector(program: &Path) -> String {
     format!("unix:path:{}", fs::canonicalize(program).expect("the program exists").display())
 }
 
-fn built_go(into: &Path) -> Option<PathBuf> {
+pub(crate) fn built_go(into: &Path) -> Option<PathBuf> {
     if !has("go", "version") {
         return None;
     }

@@ -5,6 +5,7 @@
 mod demo;
 mod differential;
 mod durability;
+mod federation;
 mod interop;
 mod lifecycle;
 mod nesting;

@@ -10,6 +10,7 @@ use bonafide_proto::spire::server::bundle::v1::batch_delete_federated_bundle_req
 use bonafide_proto::spire::types;
 use tonic::{Code, Request, Response, Status};
 
+use crate::api::page::Page;
 use crate::api::{Call, store_failure};
 use crate::authority::{Authorities, AuthorityError};
 use crate::store::{Bundles, Entries, Store, StoreError, Unit};
@@ -220,25 +221,9 @@ impl pb::bundle_server::Bundle for Service {
         request: Request<pb::ListFederatedBundlesRequest>,
     ) -> Result<Response<pb::ListFederatedBundlesResponse>, Status> {
         let request = request.into_inner();
-        let limit = usize::try_from(request.page_size)
-            .map_err(|_| Status::invalid_argument("page size must not be negative"))?;
-        let state = self.store.state();
-        let (rows, paged) = match limit {
-            0 => (state.bundles_page(0, usize::MAX), false),
-            limit => {
-                let after = match request.page_token.as_str() {
-                    "" => 0,
-                    token => token.parse().map_err(|_| {
-                        Status::internal(format!("failed to list bundles: could not parse token '{token}'"))
-                    })?,
-                };
-                (state.bundles_page(after, limit), true)
-            }
-        };
-        let next_page_token = match rows.last() {
-            Some((row, _)) if paged => row.to_string(),
-            _ => String::new(),
-        };
+        let page = Page::parse(request.page_size, &request.page_token, "failed to list bundles")?;
+        let rows = self.store.state().bundles_page(page.after, page.limit);
+        let next_page_token = page.next_token(&rows);
         // The own bundle takes a place in its page all the same, so that a token means one position for every caller.
         let bundles = rows
             .iter()
@@ -441,7 +426,7 @@ fn delete(
 /// What became of one item of a batch.
 type Outcome<T> = Result<T, types::Status>;
 
-fn with_checks<T>(read: impl FnOnce(&AuthorityChecks<'_>) -> T) -> T {
+pub(in crate::api) fn with_checks<T>(read: impl FnOnce(&AuthorityChecks<'_>) -> T) -> T {
     read(&AuthorityChecks {
         // One that verification cannot use would cost the whole trust domain its trust: it is refused here, where somebody
         // reads why.

@@ -117,7 +117,7 @@ impl TestServer {
         Self::start_from(folder, clock, config).await
     }
 
-    async fn start_from(folder: TempDir, clock: ManualClock, config: Config) -> Self {
+    pub(super) async fn start_from(folder: TempDir, clock: ManualClock, config: Config) -> Self {
         let shared: SharedClock = Arc::new(TestClock(clock.clone()));
         let environment = Environment { clock: shared, random: Arc::new(SystemRandom), log: log() };
         let server = Server::start(config, environment).await.unwrap();

@@ -1,0 +1,254 @@
+//! The settings of federation.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bonafide_identity::{SpiffeId, TrustDomain};
+use bonafide_runtime::config::Problems;
+
+use super::raw::{RawBundleEndpoint, RawFederatesWith, RawFederation};
+use crate::federation::EndpointUrl;
+use crate::store::{EndpointProfile, FederationRelationship};
+
+/// How bundles of other trust domains come in, and how our own goes out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FederationSettings {
+    /// PEM with the authorities of `https_web` endpoints; `None` means those of the system.
+    pub web_ca_path: Option<PathBuf>,
+    /// Our own endpoint, if there is one.
+    pub bundle_endpoint: Option<BundleEndpointSettings>,
+    /// Relationships that win over those in the store.
+    pub federates_with: Vec<FederationRelationship>,
+}
+
+/// Our own bundle endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleEndpointSettings {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// How often peers should look.
+    pub refresh_hint: Duration,
+    /// How it is authenticated.
+    pub profile: BundleEndpointProfile,
+}
+
+/// How our own bundle endpoint is authenticated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BundleEndpointProfile {
+    /// By the server's own X.509-SVID.
+    HttpsSpiffe,
+    /// By a certificate of the Web PKI.
+    HttpsWeb {
+        /// PEM: the certificate, then its intermediates.
+        certificate_path: PathBuf,
+        /// PEM: its private key.
+        key_path: PathBuf,
+    },
+}
+
+pub(super) fn settings(
+    raw: RawFederation,
+    own: Option<&TrustDomain>,
+    problems: &mut Problems<'_>,
+) -> Option<FederationSettings> {
+    let bundle_endpoint = match raw.bundle_endpoint {
+        None => Some(None),
+        Some(raw) => bundle_endpoint(raw, problems).map(Some),
+    };
+    let relationships: Vec<_> =
+        raw.federates_with.into_iter().map(|(name, raw)| relationship(&name, raw, own, problems)).collect();
+    Some(FederationSettings {
+        web_ca_path: raw.web_ca_path,
+        bundle_endpoint: bundle_endpoint?,
+        federates_with: relationships.into_iter().collect::<Option<_>>()?,
+    })
+}
+
+fn bundle_endpoint(raw: RawBundleEndpoint, problems: &mut Problems<'_>) -> Option<BundleEndpointSettings> {
+    let key = |name: &str| format!("federation.bundle_endpoint.{name}");
+    let address = problems.required(key("address"), raw.address).and_then(|text| {
+        problems.take(key("address"), text.parse().map_err(|error| format!("{text:?}: {error}")))
+    });
+    let default = Duration::from_secs(300);
+    let refresh_hint = super::duration(problems, &key("refresh_hint"), raw.refresh_hint, default);
+    let profile = match raw.profile.as_deref().unwrap_or(SPIFFE) {
+        SPIFFE => {
+            for (name, path) in [("certificate_path", &raw.certificate_path), ("key_path", &raw.key_path)] {
+                let message =
+                    "has no effect in the https_spiffe profile, which presents the server's own SVID";
+                problems.check(path.is_none(), key(name), message);
+            }
+            Some(BundleEndpointProfile::HttpsSpiffe)
+        }
+        WEB => {
+            let certificate_path = problems.required(key("certificate_path"), raw.certificate_path);
+            let key_path = problems.required(key("key_path"), raw.key_path);
+            certificate_path.zip(key_path).map(|(certificate_path, key_path)| {
+                BundleEndpointProfile::HttpsWeb { certificate_path, key_path }
+            })
+        }
+        other => {
+            problems.push(key("profile"), unknown(other));
+            None
+        }
+    };
+    Some(BundleEndpointSettings { address: address?, refresh_hint: refresh_hint?, profile: profile? })
+}
+
+fn relationship(
+    name: &str,
+    raw: RawFederatesWith,
+    own: Option<&TrustDomain>,
+    problems: &mut Problems<'_>,
+) -> Option<FederationRelationship> {
+    let base = format!("federation.federates_with.{name}");
+    let key = |name: &str| format!("{base}.{name}");
+    let trust_domain =
+        problems.take(base.as_str(), TrustDomain::parse(name).map_err(|error| format!("{name:?}: {error}")));
+    problems.check(
+        own.is_none() || own != trust_domain.as_ref(),
+        base.as_str(),
+        "is this server's own trust domain",
+    );
+    let url = problems
+        .required(key("bundle_endpoint_url"), raw.bundle_endpoint_url)
+        .and_then(|text| problems.take(key("bundle_endpoint_url"), EndpointUrl::parse(&text)));
+    let id_key = key("endpoint_spiffe_id");
+    let profile = match problems.required(key("profile"), raw.profile).as_deref() {
+        None => None,
+        Some(SPIFFE) => problems.required(id_key.as_str(), raw.endpoint_spiffe_id).and_then(|text| {
+            let id = SpiffeId::parse(&text).map_err(|error| format!("{text:?}: {error}"));
+            let endpoint_spiffe_id = problems.take(id_key, id)?;
+            Some(EndpointProfile::HttpsSpiffe { endpoint_spiffe_id })
+        }),
+        Some(WEB) => {
+            let message = "has no effect in the https_web profile, which verifies the host name";
+            problems.check(raw.endpoint_spiffe_id.is_none(), id_key, message);
+            Some(EndpointProfile::HttpsWeb)
+        }
+        Some(other) => {
+            problems.push(key("profile"), unknown(other));
+            None
+        }
+    };
+    Some(FederationRelationship {
+        trust_domain: trust_domain?,
+        bundle_endpoint_url: url?.as_str().to_owned(),
+        profile: profile?,
+    })
+}
+
+fn unknown(profile: &str) -> String {
+    format!("unknown profile {profile:?}: use {SPIFFE} or {WEB}")
+}
+
+const SPIFFE: &str = "https_spiffe";
+const WEB: &str = "https_web";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bonafide_runtime::config::ConfigError;
+
+    use super::super::Config;
+    use super::*;
+
+    fn parse(text: &str) -> Result<FederationSettings, Vec<String>> {
+        let text = format!("trust_domain = \"example.org\"\ndata_dir = \"/x\"\n{text}");
+        match Config::parse(&text, Path::new("server.toml")) {
+            Ok(config) => Ok(config.federation),
+            Err(ConfigError::Invalid { problems, .. }) => {
+                Err(problems.iter().map(|one| one.key.clone()).collect())
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn both_directions_and_both_profiles() {
+        let settings = parse(
+            r#"
+            [federation.bundle_endpoint]
+            address = "0.0.0.0:8443"
+            [federation.federates_with."other.org"]
+            bundle_endpoint_url = "https://other.org:8443/bundle"
+            profile = "https_spiffe"
+            endpoint_spiffe_id = "spiffe://other.org/spire/server"
+            [federation.federates_with."web.org"]
+            bundle_endpoint_url = "https://web.org"
+            profile = "https_web"
+            "#,
+        )
+        .unwrap();
+        let endpoint = settings.bundle_endpoint.unwrap();
+        assert_eq!(endpoint.profile, BundleEndpointProfile::HttpsSpiffe);
+        assert_eq!(endpoint.refresh_hint, Duration::from_secs(300));
+        let profiles: Vec<_> = settings
+            .federates_with
+            .into_iter()
+            .map(|one| (one.trust_domain.to_string(), one.profile))
+            .collect();
+        let endpoint_spiffe_id = SpiffeId::parse("spiffe://other.org/spire/server").unwrap();
+        assert_eq!(
+            profiles,
+            [
+                ("other.org".to_owned(), EndpointProfile::HttpsSpiffe { endpoint_spiffe_id }),
+                ("web.org".to_owned(), EndpointProfile::HttpsWeb),
+            ]
+        );
+        let web = parse(
+            "[federation.bundle_endpoint]\naddress = \"0.0.0.0:443\"\nprofile = \"https_web\"\n\
+             certificate_path = \"/c\"\nkey_path = \"/k\"\nrefresh_hint = \"1m\"\n",
+        );
+        let profile = web.unwrap().bundle_endpoint.unwrap().profile;
+        assert!(matches!(profile, BundleEndpointProfile::HttpsWeb { .. }));
+        assert_eq!(parse("").unwrap().bundle_endpoint, None);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, keys) in [
+            ("[federation.bundle_endpoint]\n", &["bundle_endpoint.address"][..]),
+            (
+                "[federation.bundle_endpoint]\naddress = \"0.0.0.0:1\"\nprofile = \"https_web\"\n",
+                &["bundle_endpoint.certificate_path", "bundle_endpoint.key_path"],
+            ),
+            (
+                "[federation.bundle_endpoint]\naddress = \"0.0.0.0:1\"\ncertificate_path = \"/c\"\n",
+                &["bundle_endpoint.certificate_path"],
+            ),
+            (
+                "[federation.bundle_endpoint]\naddress = \"x\"\nprofile = \"http\"\n",
+                &["bundle_endpoint.address", "bundle_endpoint.profile"],
+            ),
+            (
+                "[federation.federates_with.a]\n",
+                &["federates_with.a.bundle_endpoint_url", "federates_with.a.profile"],
+            ),
+            (
+                "[federation.federates_with.a]\nbundle_endpoint_url = \"http://a\"\nprofile = \"https_spiffe\"\n",
+                &["federates_with.a.bundle_endpoint_url", "federates_with.a.endpoint_spiffe_id"],
+            ),
+            (
+                "[federation.federates_with.a]\nbundle_endpoint_url = \"https://a\"\nprofile = \"https_web\"\n\
+                 endpoint_spiffe_id = \"spiffe://a/b\"\n",
+                &["federates_with.a.endpoint_spiffe_id"],
+            ),
+            (
+                "[federation.federates_with.\"example.org\"]\nbundle_endpoint_url = \"https://a\"\nprofile = \"https_web\"\n",
+                &["federates_with.example.org"],
+            ),
+            (
+                "[federation.federates_with.A]\nbundle_endpoint_url = \"https://a\"\nprofile = \"https_web\"\n",
+                &["federates_with.A"],
+            ),
+        ] {
+            let mut found = parse(text).unwrap_err();
+            found.sort();
+            let keys: Vec<String> = keys.iter().map(|key| format!("federation.{key}")).collect();
+            assert_eq!(found, keys, "{text}");
+        }
+    }
+}

@@ -373,7 +373,7 @@ impl UpstreamAuthority for Spire {
         let request = GetBundleRequest { output_mask: None };
         let answer = self
             .call(RPC, |channel| {
-                let request = request.clone();
+                let request = request;
                 async move { BundleClient::new(channel).get_bundle(request).await }
             })
             .await?;

@@ -465,7 +465,10 @@ impl UpstreamAuthority for Spire {
 }
 
 /// The identities of the trust domain in one message of the Workload API, and the trust domain's roots.
-fn identities_of(
+///
+/// # Errors
+/// There is no identity of the trust domain, or one of them, or the roots, cannot be used.
+pub fn identities_of(
     response: &X509svidResponse,
     trust_domain: &TrustDomain,
 ) -> Result<(Vec<(SpiffeId, SvidHolder)>, TrustRoots), String> {

@@ -16,7 +16,7 @@
 //! and a new one takes its place at once.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -73,6 +73,7 @@ pub struct Authorities {
     clock: SharedClock,
     trust_domain: TrustDomain,
     upstream: Option<Arc<dyn UpstreamAuthority>>,
+    revoked: Arc<Revoked>,
     store: Store,
     jwt_enabled: bool,
     wit_enabled: bool,
@@ -103,7 +104,7 @@ impl Authorities {
         let now = clock.now();
         let (jwt_enabled, wit_enabled) = (config.jwt_enabled, config.wit_enabled);
         let trust_domain = config.trust_domain.clone();
-        let (above, stored) = (upstream.clone(), store.clone());
+        let (above, stored, revoked) = (upstream.clone(), store.clone(), Arc::<Revoked>::default());
         let mut steps = Steps {
             config,
             keys,
@@ -114,6 +115,7 @@ impl Authorities {
             unfinished: HashMap::new(),
             distrusted: Distrusted::default(),
             told: HashSet::new(),
+            revoked: Arc::clone(&revoked),
         };
         for kind in steps.enabled() {
             steps.restore(kind, now).await?;
@@ -133,6 +135,7 @@ impl Authorities {
             clock,
             trust_domain,
             upstream: above,
+            revoked,
             store: stored,
             jwt_enabled,
             wit_enabled,
@@ -212,6 +215,7 @@ impl Authorities {
             None => Vec::new(),
         };
         keys.push(key);
+        self.revoked.leave_out(&mut keys);
         let mut more = Bundle::empty(self.trust_domain.clone());
         match kind {
             AuthorityKind::X509 => {}
@@ -340,6 +344,38 @@ struct Steps {
     /// The keys that the upstream knows, or need not know, by ID. Each is told once in the life of a process: telling
     /// it again and again would bring back a key that somebody has revoked upstream.
     told: HashSet<String>,
+    revoked: Arc<Revoked>,
+}
+
+/// What an administrator has revoked here in the life of this process: key identifiers of roots, and key IDs. An upstream
+/// that goes on publishing it must not bring it back.
+#[derive(Default)]
+struct Revoked(std::sync::Mutex<HashSet<String>>);
+
+impl Revoked {
+    fn note(&self, id: &str) {
+        self.set().insert(id.to_owned());
+    }
+
+    fn leave_out(&self, keys: &mut Vec<JwtAuthority>) {
+        let revoked = self.set();
+        keys.retain(|key| !revoked.contains(&key.key_id));
+    }
+
+    fn leave_out_of(&self, bundle: &mut Bundle) {
+        self.leave_out(&mut bundle.jwt_authorities);
+        self.leave_out(&mut bundle.wit_authorities);
+        let revoked = self.set();
+        if !revoked.is_empty() {
+            bundle
+                .x509_authorities
+                .retain(|root| !revoked.iter().any(|id| has_key_id(&root.certificate, id)));
+        }
+    }
+
+    fn set(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A key in a slot, waiting for the upstream.
@@ -563,7 +599,8 @@ impl Steps {
     }
 
     /// Takes over what the upstream publishes, and what follows from it.
-    async fn follow(&mut self, upstream: Bundle, now: Timestamp) -> Result<(), AuthorityError> {
+    async fn follow(&mut self, mut upstream: Bundle, now: Timestamp) -> Result<(), AuthorityError> {
+        self.revoked.leave_out_of(&mut upstream);
         self.distrusted.note(&upstream);
         self.merge(&upstream, now).await?;
         let mut failed = self.tell(&upstream, now).await.err();
@@ -631,6 +668,7 @@ impl Steps {
                 self.told.insert(id.clone());
             }
         }
+        self.revoked.leave_out_of(&mut more);
         publish(&self.store, more).await?;
         failed.map_or(Ok(()), Err)
     }
@@ -848,6 +886,7 @@ impl Steps {
             AuthorityKind::Wit => bundle.revoke_wit(&wanted).map(drop),
         })
         .await?;
+        self.revoked.note(id);
         tracing::warn!(%kind, authority = %id, "authority revoked");
         Ok(())
     }
@@ -868,6 +907,7 @@ impl Steps {
         next.slots.revoke_upstream(id)?;
         let wanted = id.to_owned();
         self.commit(kind, next, move |bundle| bundle.revoke_x509(|der| has_key_id(der, &wanted))).await?;
+        self.revoked.note(id);
         tracing::warn!(authority = %id, "upstream authority revoked");
         Ok(())
     }
@@ -916,6 +956,7 @@ impl Steps {
             };
             // Before anything is signed with it, or somebody would refuse what it signs.
             made.keys = counted("publish", upstream.publish_key(kind, &key).await)?.unwrap_or_default();
+            self.revoked.leave_out(&mut made.keys);
             self.told.insert(key.key_id);
         }
         Ok(made)

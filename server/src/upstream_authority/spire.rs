@@ -372,10 +372,7 @@ impl UpstreamAuthority for Spire {
         const RPC: &str = "GetBundle";
         let request = GetBundleRequest { output_mask: None };
         let answer = self
-            .call(RPC, |channel| {
-                let request = request;
-                async move { BundleClient::new(channel).get_bundle(request).await }
-            })
+            .call(RPC, |channel| async move { BundleClient::new(channel).get_bundle(request).await })
             .await?;
         let answer = self.answered(RPC, answer)?;
         self.usable(RPC, &answer).map(Some)
@@ -465,7 +462,10 @@ impl UpstreamAuthority for Spire {
 }
 
 /// The identities of the trust domain in one message of the Workload API, and the trust domain's roots.
-fn identities_of(
+///
+/// # Errors
+/// There is no identity of the trust domain, or one of them, or the roots, cannot be used.
+pub fn identities_of(
     response: &X509svidResponse,
     trust_domain: &TrustDomain,
 ) -> Result<(Vec<(SpiffeId, SvidHolder)>, TrustRoots), String> {
@@ -582,7 +582,7 @@ mod tests {
             (|svid| svid.bundle = b"x".to_vec().into(), ""),
         ];
         for (edit, reason) in cases {
-            let refused = identities_of(&message(edit), &trust_domain()).err().expect("refused");
+            let Err(refused) = identities_of(&message(edit), &trust_domain()) else { panic!("not refused") };
             assert!(refused.contains(reason), "{refused}");
         }
     }

@@ -383,10 +383,13 @@ impl Answer {
     }
 }
 
-struct Lease {
+/// How long a token is good.
+#[derive(Clone, Copy, Debug)]
+pub struct Lease {
     /// 0: without end.
-    seconds: u64,
-    renewable: bool,
+    pub seconds: u64,
+    /// Whether it can be renewed.
+    pub renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -401,8 +404,11 @@ struct TokenData {
     renewable: bool,
 }
 
-/// The token of a login or of a renewal.
-fn granted(path: &str, body: &[u8]) -> Result<(Zeroizing<String>, Lease), UpstreamError> {
+/// The token of a login or of a renewal; `path` is for the messages.
+///
+/// # Errors
+/// The answer is not one of a login.
+pub fn granted(path: &str, body: &[u8]) -> Result<(Zeroizing<String>, Lease), UpstreamError> {
     #[derive(Deserialize)]
     struct Granted {
         auth: Auth,
@@ -424,8 +430,11 @@ fn granted(path: &str, body: &[u8]) -> Result<(Zeroizing<String>, Lease), Upstre
 }
 
 /// The certificate that Vault signed, what is above it, and the root: the last of `ca_chain`, or the issuer itself when
-/// there is no chain.
-fn signed(body: &[u8]) -> Result<UpstreamCa, UpstreamError> {
+/// there is no chain. That they belong together is for the caller to prove.
+///
+/// # Errors
+/// The answer is not one of `sign-intermediate`, or its chain is too long.
+pub fn signed(body: &[u8]) -> Result<UpstreamCa, UpstreamError> {
     #[derive(Deserialize)]
     struct Signed {
         certificate: String,

@@ -271,6 +271,42 @@ async fn an_upstream_that_comes_later_is_told_the_keys_that_there_are() {
 }
 
 #[tokio::test]
+async fn what_was_revoked_here_does_not_come_back_from_above() {
+    let mut world = World::new();
+    let mut files = UpstreamFiles::self_signed(&world);
+    let above = Above::new(&files, &world, true);
+    world.upstream = Some(above.clone());
+    let server = world.start().await;
+    let (root, key) = (files.authority.root().to_vec(), server.active(AuthorityKind::Jwt));
+    let root_id = inspect(&root).unwrap().ski.unwrap();
+    // The upstream has a new root, and goes on publishing the former one.
+    let former = X509Authority { certificate: root.clone(), tainted: false };
+    above.edit(|bundle| bundle.x509_authorities.push(former));
+    files.authority = upstream_authority(&world, 7200);
+    files.write();
+    for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
+        let prepared = server.authorities.prepare(kind).await.unwrap();
+        server.authorities.activate(kind, &prepared.authority_id).await.unwrap();
+    }
+    server.authorities.taint_upstream(&root_id).await.unwrap();
+    server.authorities.revoke_upstream(&root_id).await.unwrap();
+    server.authorities.taint(AuthorityKind::Jwt, &key).await.unwrap();
+    server.authorities.revoke(AuthorityKind::Jwt, &key).await.unwrap();
+    server.tick().await;
+    let now = world.clock.now();
+    server.authorities.publish_key(AuthorityKind::Jwt, token_key("below", now)).await.unwrap();
+    server.authorities.prepare(AuthorityKind::Jwt).await.unwrap();
+    let bundle = server.bundle();
+    assert!(
+        above.published.lock().unwrap().jwt_authorities.iter().any(|have| have.key_id == key),
+        "still up there"
+    );
+    assert!(bundle.jwt_authorities.iter().all(|have| have.key_id != key));
+    assert!(bundle.x509_authorities.iter().all(|have| have.certificate != root));
+    server.check().await;
+}
+
+#[tokio::test]
 async fn a_taint_from_above_replaces_what_is_below_it_and_a_revocation_takes_it_away() {
     let mut world = World::new();
     let mut files = UpstreamFiles::self_signed(&world);

@@ -3,7 +3,7 @@
 //! Sockets are bound first, so that a wrong path or another agent in its place is found out before a join token is spent;
 //! they answer once the first synchronisation is done, and callers wait until then.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,14 @@ pub enum StartError {
         /// Why not.
         #[source]
         source: std::io::Error,
+    },
+    /// Two sockets are in one folder, by whatever names it goes: whoever is handed the one would be handed the other.
+    #[error("{} and {} are in the same folder; the socket for workloads needs one of its own", .workload.display(), .other.display())]
+    SharedFolder {
+        /// The socket for workloads.
+        workload: PathBuf,
+        /// The other one.
+        other: PathBuf,
     },
     /// The address for brokers.
     #[error("cannot listen on {address} for brokers")]
@@ -345,7 +353,7 @@ impl Bound {
             ),
             None => None,
         };
-        Ok(Self {
+        let bound = Self {
             workload: bind_unix(&config.workload_socket, 0o777, 0o755)?,
             admin: match &config.admin_socket {
                 Some(path) => Some(bind_unix(path, 0o770, 0o750)?),
@@ -364,7 +372,16 @@ impl Bound {
                 None => None,
             },
             health,
-        })
+        };
+        // The configuration was compared as text; links and `..` show now that the folders are there.
+        let folder = |path: &Path| path.parent().and_then(|folder| folder.canonicalize().ok());
+        let workload = config.workload_socket.clone();
+        for other in [&config.admin_socket, &config.broker.socket].into_iter().flatten() {
+            if folder(other) == folder(&workload) {
+                return Err(StartError::SharedFolder { workload, other: other.clone() });
+            }
+        }
+        Ok(bound)
     }
 
     fn serves_brokers(&self) -> bool {

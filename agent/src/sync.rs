@@ -305,7 +305,9 @@ impl Sync {
             return false;
         }
         tracing::warn!("the server is not known by the agent's bundle; beginning anew");
-        match begin_anew(&self.own, &self.client, &self.anew.source, attempts).await {
+        let result = begin_anew(&self.own, &self.client, &self.anew.source, attempts).await;
+        metrics::own_svid_renewed(result.is_ok());
+        match result {
             Ok(()) => {
                 tracing::warn!(id = %self.own.id(), "this node is attested anew");
                 true

@@ -233,11 +233,14 @@ impl JwtSvids {
     fn kept(&self, key: &Key) -> Option<Arc<SignedToken>> {
         let now = self.clock.now();
         let mut kept = lock(&self.kept);
-        let token = kept.get(key, now)?;
-        match plan(token.signed.expires_at, token.renew_at, now) {
-            Plan::Serve => {}
-            Plan::Refresh => self.news.notify_one(),
+        let (token, revived) = kept.get(key, now)?;
+        let due = match plan(token.signed.expires_at, token.renew_at, now) {
+            Plan::Serve => false,
+            Plan::Refresh => token.next_attempt <= now,
             Plan::Sign => return None,
+        };
+        if due || revived {
+            self.news.notify_one();
         }
         Some(Arc::clone(&token.signed))
     }
@@ -323,14 +326,16 @@ impl Kept {
         Self { limit, uses: 0, tokens: HashMap::new(), by_use: BTreeMap::new() }
     }
 
-    fn get(&mut self, key: &Key, now: Timestamp) -> Option<&Token> {
+    /// The token, which somebody asks for now, and whether it would have been let end before.
+    fn get(&mut self, key: &Key, now: Timestamp) -> Option<(&Token, bool)> {
         let (used, token) = self.tokens.get_mut(key)?;
+        let revived = !token.is_wanted(token.next_attempt);
         token.asked_at = now;
         self.by_use.remove(used);
         self.uses += 1;
         *used = self.uses;
         self.by_use.insert(self.uses, key.clone());
-        Some(token)
+        Some((token, revived))
     }
 
     fn put(&mut self, key: Key, token: Token) {
@@ -549,8 +554,11 @@ mod tests {
         assert_eq!(due(&mut kept, 100), (1, Some(130)));
         kept.replace(&key("/a", &["x"]), signed(100));
         assert_eq!(due(&mut kept, 150), (0, None));
-        // Somebody asks again: it serves, and is renewed.
-        assert!(kept.get(&key("/a", &["x"]), at(160)).is_some());
+        // Somebody asks again: it serves, and is renewed, which whoever renews has to be told once.
+        let told: Vec<bool> = (0..2)
+            .map(|_| kept.get(&key("/a", &["x"]), at(160)).is_some_and(|(_, revived)| revived))
+            .collect();
+        assert_eq!(told, [true, false]);
         assert_eq!(due(&mut kept, 160), (1, Some(190)));
         // Expired.
         assert_eq!(due(&mut kept, 200), (0, None));

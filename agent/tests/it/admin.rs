@@ -106,3 +106,24 @@ async fn the_workload_socket_does_not_offer_administration() {
     let mut debug = DebugClient::new(channel(home.socket()).await);
     assert_eq!(debug.get_info(GetInfoRequest {}).await.unwrap_err().code(), Code::Unimplemented);
 }
+
+#[tokio::test]
+async fn no_other_socket_shares_the_folder_of_the_workload_socket() {
+    let server = FakeServer::start().await;
+    let home = Home::new();
+    std::fs::create_dir(home.path("public")).unwrap();
+    std::os::unix::fs::symlink(home.path("public"), home.path("link")).unwrap();
+    let config = home.config(&server, "");
+    for other in ["link/admin.sock", "public/../link/admin.sock"] {
+        let mut config = config.clone();
+        config.admin_socket = Some(home.path(other));
+        let error = match home.start_with(config, overrides()).await {
+            Ok(_) => panic!("it must not start"),
+            Err(error) => error.to_string(),
+        };
+        assert!(error.contains("are in the same folder"), "{error}");
+    }
+    assert!(server.lock().tokens.contains("token"), "no token is spent");
+    assert!(!home.socket().exists(), "nothing is left behind");
+    home.start_with(config, overrides()).await.unwrap();
+}

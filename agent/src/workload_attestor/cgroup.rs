@@ -41,8 +41,8 @@ pub enum EngineKind {
 #[error("the cgroups name more than one container")]
 pub struct Ambiguous;
 
-/// The container that the cgroups name, if any. Paths in which `matchers` find an ID are taken as they say; without
-/// matchers the usual names of Docker and Podman are looked for.
+/// The container that the cgroups name, if any. With `matchers`, the ID is where the first that fits a path says; without,
+/// the usual names of Docker and Podman are looked for.
 ///
 /// # Errors
 /// Two hierarchies name different containers.
@@ -68,7 +68,10 @@ pub fn locate<'a>(text: &'a str, matchers: &[Matcher]) -> Result<Option<Located<
 
 /// The ID in a path, whose it is, and the path up to it.
 fn container<'a>(path: &'a str, matchers: &[Matcher]) -> Option<(&'a str, EngineKind, &'a str)> {
-    let by_pattern = matchers.iter().find_map(|matcher| matcher.matches(path));
+    let by_pattern = match matchers {
+        [] => None,
+        matchers => Some(matchers.iter().find_map(|matcher| matcher.matches(path))?),
+    };
     let (mut user, mut podman) = (None, false);
     let mut end = 0;
     for segment in path.split('/') {
@@ -90,7 +93,6 @@ fn container<'a>(path: &'a str, matchers: &[Matcher]) -> Option<(&'a str, Engine
         user = owner(segment).or(user);
         podman |= segment.starts_with("libpod");
     }
-    // With patterns, paths that none of them fits name no container.
     None
 }
 

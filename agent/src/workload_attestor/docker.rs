@@ -603,7 +603,9 @@ mod tests {
         let env = serde_json::json!(["X=1\nY=2", "no equals sign", "Z=:", ""]);
         let scene = Scene::new(INSIDE, INSIDE, move |path| {
             if path.starts_with("/containers") {
-                Answer::Json(container(A, &labels, &env).replace("registry.example/app:1", "../../x y\u{7}"))
+                Answer::Json(
+                    container(A, &labels, &env).replace("registry.example/app:1", "../../x y\\u0007"),
+                )
             } else {
                 Answer::Status("404 Not Found")
             }

@@ -58,7 +58,7 @@ pub fn locate<'a>(text: &'a str, matchers: &[Matcher]) -> Result<Option<Located<
         match &mut found {
             None => found = Some(Located { id, engine, places: vec![(controllers, place)] }),
             Some(found) if found.id == id && found.engine == engine => {
-                found.places.push((controllers, place))
+                found.places.push((controllers, place));
             }
             Some(_) => return Err(Ambiguous),
         }

@@ -5,6 +5,7 @@
 mod admin;
 mod advisories;
 mod bootstrap;
+mod containers;
 mod documents;
 mod fake_server;
 mod harness;

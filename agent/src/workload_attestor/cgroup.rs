@@ -82,7 +82,7 @@ fn container<'a>(path: &'a str, matchers: &[Matcher]) -> Option<(&'a str, Engine
             None => named(segment),
         };
         if let Some(id) = id {
-            podman |= segment.starts_with("libpod-");
+            podman |= segment.starts_with("libpod-") || segment.contains(":libpod:");
             let engine = match user {
                 Some(uid) => EngineKind::User { uid, podman },
                 None if podman => EngineKind::Podman,
@@ -103,8 +103,12 @@ fn owner(segment: &str) -> Option<u32> {
     slice.or(manager)?.parse().ok()
 }
 
-/// The ID that a directory's name holds, as Docker (both cgroup drivers) and Podman write it.
+/// The ID that a directory's name holds, as Docker (both cgroup drivers) and Podman write it. The names with colons are
+/// those of a systemd path that was given to the other driver.
 fn named(segment: &str) -> Option<&str> {
+    if let Some((_, id)) = segment.rsplit_once(":docker:").or_else(|| segment.rsplit_once(":libpod:")) {
+        return is_id(id).then_some(id);
+    }
     let inner = segment.strip_suffix(".scope").unwrap_or(segment);
     let prefixes = ["docker-", "libpod-payload-", "libpod-"];
     let id = prefixes.iter().find_map(|prefix| inner.strip_prefix(prefix)).unwrap_or(segment);
@@ -203,6 +207,8 @@ mod tests {
             ("0::/machine.slice/libpod-<A>.scope", Podman, 1),
             ("0::/machine.slice/libpod-<A>.scope/container", Podman, 1),
             ("0::/libpod_parent/libpod-<A>", Podman, 1),
+            ("0::/system.slice:docker:<A>", Docker, 1),
+            ("0::/machine.slice:libpod:<A>", Podman, 1),
             ("0::/system.slice/x.service/libpod-payload-<A>", Podman, 1),
             ("4:memory:/libpod_parent/<A>", Podman, 1),
         ] {

@@ -133,7 +133,7 @@ async fn podman_says_what_a_container_is_and_what_only_has_its_name() {
     eventually("an answer of Podman", async || attestor.attest(&caller).await.map(drop)).await;
 
     let found = attestor.attest(&caller).await.unwrap();
-    let found: Vec<&str> = found.iter().map(|selector| selector.as_str()).collect();
+    let found: Vec<&str> = found.iter().map(bonafide_identity::Selector::as_str).collect();
     let digest = format!("docker:image_config_digest:{image}");
     for expected in
         ["docker:label:role:web", "docker:env:MODE=prod", "docker:image_id:localhost/app:1", &digest]

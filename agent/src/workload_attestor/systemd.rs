@@ -2,7 +2,7 @@
 //!
 //! Selectors `id:<unit>` and `fragment_path:<file>`. systemd is asked over the system bus, where only root may own its
 //! name, and all answers must come from one and the same owner of that name. It is shown the pidfd of the caller
-//! (`GetUnitByPIDFD`, systemd 253 and later), so that no number is involved that could be given to another process. An
+//! (`GetUnitByPIDFD`), so that no number is involved that could be given to another process. An
 //! older systemd is asked by number, and that only where the number means the same to both sides, which is when the agent lives
 //! in the first PID namespace; the caller is looked at again afterwards: while it runs its number is its own.
 //!
@@ -143,7 +143,7 @@ impl WorkloadAttestor for Systemd {
 const KIND: &str = "systemd";
 const NAME: &str = "org.freedesktop.systemd1";
 const NO_UNIT: &str = "org.freedesktop.systemd1.NoUnitForPID";
-/// systemd before 253 says the first; a policy of the bus that names methods one by one, the second.
+/// A systemd without the method says the first; a policy of the bus that names methods one by one, the second.
 const UNKNOWN_METHOD: [&str; 2] =
     ["org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.AccessDenied"];
 /// `PROC_PID_INIT_INO` of Linux: the first PID namespace has this number on every machine.

@@ -23,7 +23,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -168,6 +168,12 @@ impl PinnedCaller {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.0.pid
+    }
+
+    /// The process itself, to show to others who know about it.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.0.pidfd.as_fd()
     }
 
     /// The effective user when the process connected.

@@ -9,6 +9,8 @@ use crate::config::{NodeAttestorConfig, WorkloadAttestorConfig};
 use crate::node_attestor::NodeAttestor;
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::x509pop::X509Pop;
+use crate::workload_attestor::docker::Docker;
+use crate::workload_attestor::systemd::Systemd;
 use crate::workload_attestor::unix::Unix;
 use crate::workload_attestor::{WorkloadAttestor, WorkloadAttestors};
 
@@ -28,6 +30,8 @@ pub(crate) fn workload_attestors(
     let attestor = |config: &WorkloadAttestorConfig| -> Arc<dyn WorkloadAttestor> {
         match config {
             WorkloadAttestorConfig::Unix(config) => Arc::new(Unix::new(config.clone(), Arc::clone(clock))),
+            WorkloadAttestorConfig::Systemd(config) => Arc::new(Systemd::new(config.clone())),
+            WorkloadAttestorConfig::Docker(config) => Arc::new(Docker::new(config.clone())),
         }
     };
     WorkloadAttestors::new(config.iter().map(attestor).collect())

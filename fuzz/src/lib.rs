@@ -29,6 +29,8 @@ pub mod attestation_payload;
 pub mod config;
 #[cfg(feature = "daemons")]
 pub mod server_records;
+#[cfg(feature = "daemons")]
+pub mod workload_facts;
 
 #[cfg(all(test, feature = "daemons"))]
 mod lock;

@@ -39,7 +39,7 @@ use crate::{NOW, attestation_payload, server_records, trust_domain};
 type Check = fn(&[u8]) -> bool;
 
 /// The targets by name.
-const TARGETS: [(&str, Check); 11] = [
+const TARGETS: [(&str, Check); 12] = [
     ("agent_store_file", crate::agent_store_file::check),
     ("attestation_payload", crate::attestation_payload::check),
     ("authority_shim", crate::authority_shim::check),
@@ -51,6 +51,7 @@ const TARGETS: [(&str, Check); 11] = [
     ("pem_and_certificate", crate::pem_and_certificate::check),
     ("server_records", crate::server_records::check),
     ("spiffe_id", crate::spiffe_id::check),
+    ("workload_facts", crate::workload_facts::check),
 ];
 
 /// A seed that begins with this is refused; all others are accepted.
@@ -143,6 +144,7 @@ fn seeds(target: &str) -> Seeds {
         "pem_and_certificate" => pem_and_certificate(),
         "server_records" => records(),
         "spiffe_id" => spiffe_id(),
+        "workload_facts" => workload_facts(),
         other => panic!("no seeds for {other}"),
     }
 }
@@ -414,6 +416,63 @@ fn agent_store_file() -> Seeds {
         ("keys.json", keys.to_string().into_bytes()),
         ("refused-keys.json", br#"{"keys":{"a":"MAA=","a":"%"}}"#.to_vec()),
         ("refused-torn.json", br#"{"svid":["LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t"],"bundle""#.to_vec()),
+    ]
+    .into()
+}
+
+/// A D-Bus message, little endian; the fields' values are a text, a number or a signature.
+fn dbus(kind: u8, fields: &[(u8, &str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut header = Vec::new();
+    let number = |number: usize| u32::try_from(number).unwrap().to_le_bytes();
+    for (field, signature, value) in fields {
+        header.resize(header.len().next_multiple_of(8), 0);
+        header.extend([*field, 1, signature.as_bytes()[0], 0]);
+        match *signature {
+            "u" => header.extend(number(value.parse().unwrap())),
+            "g" => header.push(u8::try_from(value.len()).unwrap()),
+            _ => header.extend(number(value.len())),
+        }
+        if *signature != "u" {
+            header.extend(value.as_bytes());
+            header.push(0);
+        }
+    }
+    let mut message =
+        [&[b'l', kind, 0, 1], &number(body.len())[..], &number(7), &number(header.len())].concat();
+    message.extend(header);
+    message.resize(message.len().next_multiple_of(8), 0);
+    message.extend(body);
+    message
+}
+
+fn workload_facts() -> Seeds {
+    let to_us = [(5, "u", "3"), (7, "s", ":1.2")];
+    let variant = b"\x01s\0\0\x09\0\0\0a.service\0";
+    let path = b"\x02\0\0\0/a\0";
+    let returned =
+        |signature: &'static str, body: &[u8]| dbus(2, &[to_us[0], to_us[1], (8, "g", signature)], body);
+    let (a, b) = ("a".repeat(64), "b".repeat(64));
+    let container = serde_json::json!({
+        "Id": a,
+        "Image": format!("sha256:{b}"),
+        "State": { "Running": true, "Pid": 7 },
+        "Config": { "Image": "app:1", "Labels": { "role": "web", "a:b": "c\n" }, "Env": ["PATH=/bin"] },
+    });
+    [
+        ("property.bin", returned("v", variant)),
+        ("unit.bin", returned("o", path)),
+        ("error.bin", dbus(3, &[to_us[0], (4, "s", "org.example.No")], &[])),
+        ("call.bin", dbus(1, &[(1, "o", "/a"), (2, "s", "b.c"), (3, "s", "Get"), (6, "s", "d.e")], &[])),
+        ("refused-cut.bin", returned("o", path)[..40].to_vec()),
+        ("refused-length.bin", [&returned("o", path)[..], &[0]].concat()),
+        ("systemd.txt", format!("0::/system.slice/docker-{a}.scope/init.scope\n").into_bytes()),
+        ("v1.txt", format!("4:pids:/docker/{a}\n1:name=systemd:/docker/{a}\n0::/x\n").into_bytes()),
+        ("user.txt", format!("0::/user.slice/user-7.slice/user@7.service/libpod-{a}.scope\n").into_bytes()),
+        ("refused-two.txt", format!("2:cpu:/docker/{a}\n1:name=systemd:/docker/{b}\n").into_bytes()),
+        ("refused-none.txt", format!("0::/machine.slice/libpod-conmon-{a}.scope\n").into_bytes()),
+        ("container.json", container.to_string().into_bytes()),
+        ("image.json", format!(r#"{{"Id":"sha256:{b}","RepoTags":null}}"#).into_bytes()),
+        ("refused-answer.json", br#"{"message":"No such container"}"#.to_vec()),
     ]
     .into()
 }

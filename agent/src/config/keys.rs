@@ -238,6 +238,42 @@ pub(super) const KEYS: &[Key] = &[
         Is("1073741824"),
         "The largest executable, in bytes, that gets a `unix:sha256` selector; 0 is no limit, -1 is none at all.",
     ),
+    key(
+        "workload_attestor.systemd.bus_socket",
+        PATH,
+        Is("/run/dbus/system_bus_socket"),
+        "The socket of the D-Bus system bus, over which systemd is asked.",
+    ),
+    key(
+        "workload_attestor.docker.docker_socket_path",
+        PATH,
+        Is("/var/run/docker.sock"),
+        "Docker's socket, as a path or as `unix://` and a path.",
+    ),
+    key(
+        "workload_attestor.docker.docker_version",
+        TEXT,
+        Nothing,
+        "The version of the engine's API to ask for, such as `1.44`. Absent: the engine's own.",
+    ),
+    key(
+        "workload_attestor.docker.podman_socket_path",
+        PATH,
+        Is("/run/podman/podman.sock"),
+        "The socket of Podman that runs as root.",
+    ),
+    key(
+        "workload_attestor.docker.podman_socket_path_template",
+        PATH,
+        Nothing,
+        "The socket of a user's own Podman, with `%d` in place of the user's number. That user controls what is said there and          so can get any `docker` selector: give it only where users may be trusted with that. Absent: users' containers have          no selectors.",
+    ),
+    key(
+        "workload_attestor.docker.container_id_cgroup_matchers",
+        TEXTS,
+        Is("[]"),
+        "Where in a cgroup path the container's ID is, such as `/my.slice/*/<id>`, when it is not in one of the usual places.          The first that fits counts, and the usual places then do not. The ID must be the whole part between two slashes, 64          hexadecimal digits.",
+    ),
 ];
 
 /// The reference document of the configuration file.
@@ -275,5 +311,5 @@ error, and all mistakes are reported at once. Durations are written as `500ms`, 
 Relative paths are taken from the folder in which the agent is started.
 
 Exactly one table below `node_attestor` must be present; it says how the agent proves to the server which node it runs
-on. Without any table below `workload_attestor` the `unix` attestor runs with its defaults.
+on. The tables below `workload_attestor` say which workload attestors run; without any, `unix` runs with its defaults.
 ";

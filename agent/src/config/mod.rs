@@ -23,6 +23,8 @@ use crate::api::broker::References;
 use crate::api::limit::RateLimits;
 use crate::bootstrap::source::{BundleUrl, socket_path as socket_path_of};
 use crate::server_client::ServerAddress;
+use crate::workload_attestor::docker::{DEFAULT_DOCKER_SOCKET, DEFAULT_PODMAN_SOCKET, DockerConfig};
+use crate::workload_attestor::systemd::{DEFAULT_BUS_SOCKET, SystemdConfig};
 use crate::workload_attestor::unix::{DEFAULT_SIZE_LIMIT, UnixConfig};
 
 /// A checked configuration.
@@ -191,6 +193,10 @@ pub struct SvidConfig {
 pub enum WorkloadAttestorConfig {
     /// User, groups and executable.
     Unix(UnixConfig),
+    /// The unit, from systemd.
+    Systemd(SystemdConfig),
+    /// The container, from its engine.
+    Docker(DockerConfig),
 }
 
 impl Config {
@@ -244,7 +250,7 @@ impl Config {
             fetch_jwt_bundles: raw.rate_limit.fetch_jwt_bundles.unwrap_or(0),
         };
         let svid = svid(raw.svid, &mut problems);
-        let unix = raw.workload_attestor.unix.unwrap_or_default();
+        let workload_attestors = workload_attestors(raw.workload_attestor, &mut problems);
 
         let whole = (|| {
             Some(Self {
@@ -269,10 +275,7 @@ impl Config {
                     file: raw.log.file,
                 },
                 svid: svid?,
-                workload_attestors: vec![WorkloadAttestorConfig::Unix(UnixConfig {
-                    discover_workload_path: unix.discover_workload_path.unwrap_or(false),
-                    workload_size_limit: unix.workload_size_limit.unwrap_or(DEFAULT_SIZE_LIMIT),
-                })],
+                workload_attestors: workload_attestors?,
             })
         })();
         problems.finish(whole)
@@ -350,6 +353,70 @@ fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<
             })
         }
     }
+}
+
+fn workload_attestors(
+    raw: raw::WorkloadAttestor,
+    problems: &mut Problems<'_>,
+) -> Option<Vec<WorkloadAttestorConfig>> {
+    let mut attestors = Vec::new();
+    let alone = raw.systemd.is_none() && raw.docker.is_none();
+    if let Some(unix) = raw.unix.or_else(|| alone.then(raw::Unix::default)) {
+        attestors.push(WorkloadAttestorConfig::Unix(UnixConfig {
+            discover_workload_path: unix.discover_workload_path.unwrap_or(false),
+            workload_size_limit: unix.workload_size_limit.unwrap_or(DEFAULT_SIZE_LIMIT),
+        }));
+    }
+    if let Some(systemd) = raw.systemd {
+        let bus_socket = systemd.bus_socket.unwrap_or_else(|| DEFAULT_BUS_SOCKET.into());
+        attestors.push(WorkloadAttestorConfig::Systemd(SystemdConfig { bus_socket }));
+    }
+    if let Some(docker) = raw.docker {
+        attestors.push(WorkloadAttestorConfig::Docker(self::docker(docker, problems)?));
+    }
+    Some(attestors)
+}
+
+fn docker(raw: raw::Docker, problems: &mut Problems<'_>) -> Option<DockerConfig> {
+    let key = |name: &str| format!("workload_attestor.docker.{name}");
+    // SPIRE writes addresses of sockets.
+    let mut socket = |name: &str, path: Option<String>, default: &str| {
+        let path = path.unwrap_or_else(|| default.to_owned());
+        let plain = path.strip_prefix("unix://").unwrap_or(&path);
+        problems.check(plain.starts_with('/'), key(name), "must be the absolute path of a Unix socket");
+        plain.to_owned()
+    };
+    let docker_socket = socket("docker_socket_path", raw.docker_socket_path, DEFAULT_DOCKER_SOCKET).into();
+    let podman_socket = socket("podman_socket_path", raw.podman_socket_path, DEFAULT_PODMAN_SOCKET).into();
+    let podman_user_socket = match raw.podman_socket_path_template {
+        None => Some(None),
+        Some(text) => {
+            let template = socket("podman_socket_path_template", Some(text), "");
+            problems.take(key("podman_socket_path_template"), template.parse()).map(Some)
+        }
+    };
+    if let Some(version) = &raw.docker_version {
+        let digits = version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        problems.check(digits && !version.is_empty(), key("docker_version"), "must be like 1.44");
+    }
+    let patterns = raw.container_id_cgroup_matchers.unwrap_or_default();
+    let matchers: Option<Vec<_>> = patterns
+        .iter()
+        .enumerate()
+        .map(|(at, pattern)| {
+            problems.take(key(&format!("container_id_cgroup_matchers[{at}]")), pattern.parse())
+        })
+        // To the end, so that each mistake is seen.
+        .collect::<Vec<_>>()
+        .into_iter()
+        .collect();
+    Some(DockerConfig {
+        docker_socket,
+        version: raw.docker_version,
+        podman_socket,
+        podman_user_socket: podman_user_socket?,
+        matchers: matchers?,
+    })
 }
 
 fn sockets(
@@ -541,6 +608,14 @@ mod tests {
         [workload_attestor.unix]
         discover_workload_path = true
         workload_size_limit = -1
+        [workload_attestor.systemd]
+        bus_socket = "/run/bus"
+        [workload_attestor.docker]
+        docker_socket_path = "unix:///run/docker.sock"
+        docker_version = "1.44"
+        podman_socket_path = "/run/podman.sock"
+        podman_socket_path_template = "unix:///run/user/%d/podman.sock"
+        container_id_cgroup_matchers = ["/my.slice/<id>"]
     "#;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -602,7 +677,22 @@ mod tests {
             RateLimits { fetch_x509_svid: 1, fetch_jwt_svid: 2, fetch_x509_bundles: 3, fetch_jwt_bundles: 4 };
         assert_eq!(config.rate_limits, limits);
         let unix = UnixConfig { discover_workload_path: true, workload_size_limit: -1 };
-        assert_eq!(config.workload_attestors, [WorkloadAttestorConfig::Unix(unix)]);
+        let systemd = SystemdConfig { bus_socket: "/run/bus".into() };
+        let docker = DockerConfig {
+            docker_socket: "/run/docker.sock".into(),
+            version: Some("1.44".to_owned()),
+            podman_socket: "/run/podman.sock".into(),
+            podman_user_socket: Some("/run/user/%d/podman.sock".parse().unwrap()),
+            matchers: vec!["/my.slice/<id>".parse().unwrap()],
+        };
+        assert_eq!(
+            config.workload_attestors,
+            [
+                WorkloadAttestorConfig::Unix(unix),
+                WorkloadAttestorConfig::Systemd(systemd),
+                WorkloadAttestorConfig::Docker(docker),
+            ]
+        );
         assert_eq!(
             config.bootstrap,
             BootstrapConfig::Bundle { file: "bundle.json".into(), format: BundleFormat::Spiffe }
@@ -647,6 +737,7 @@ mod tests {
             allowed_foreign_jwt_claims = [1]
             log.level = "loud"
             svid = 3
+            workload_attestor.dockerr.socket = "x"
             workload_attestor.docker.socket = "x"
             "#,
         );
@@ -657,7 +748,8 @@ mod tests {
             "allowed_foreign_jwt_claims[0]",
             "log.level",
             "svid",
-            "workload_attestor.docker",
+            "workload_attestor.dockerr",
+            "workload_attestor.docker.socket",
         ] {
             assert!(found.iter().any(|(key, _)| key == expected), "{expected} is missing from {found:#?}");
         }
@@ -791,6 +883,44 @@ mod tests {
                 "broker.brokers[1].allowed_reference_types[2].type_url",
                 "broker.brokers[2].allowed_reference_types",
                 "broker.brokers[2].id",
+            ]
+        );
+    }
+
+    #[test]
+    fn attestors_of_workloads_run_when_their_table_is_there() {
+        let of = |line: &str| parse(&format!("{LEAST}\n{line}")).unwrap().workload_attestors;
+        let docker = WorkloadAttestorConfig::Docker(DockerConfig::default());
+        assert_eq!(of("[workload_attestor.docker]"), [docker]);
+        let systemd = WorkloadAttestorConfig::Systemd(SystemdConfig::default());
+        assert_eq!(of("[workload_attestor.systemd]"), [systemd]);
+        let documented = |name: &str| {
+            let key = KEYS.iter().find(|key| key.path == format!("workload_attestor.{name}")).unwrap();
+            if let Absent::Is(default) = key.absent { default } else { panic!("{name} has no default") }
+        };
+        assert_eq!(documented("systemd.bus_socket"), DEFAULT_BUS_SOCKET);
+        assert_eq!(documented("docker.docker_socket_path"), DEFAULT_DOCKER_SOCKET);
+        assert_eq!(documented("docker.podman_socket_path"), DEFAULT_PODMAN_SOCKET);
+
+        let found = mistakes(&format!(
+            r#"{LEAST}
+            [workload_attestor.docker]
+            docker_socket_path = "tcp://localhost:2375"
+            docker_version = "v1/../x"
+            podman_socket_path_template = "/run/podman.sock"
+            container_id_cgroup_matchers = ["/docker/<id>", "/docker/*", "<id>/<id>"]
+            "#
+        ));
+        let keys: BTreeSet<&str> =
+            found.iter().filter_map(|(key, _)| key.strip_prefix("workload_attestor.docker.")).collect();
+        assert_eq!(
+            keys.into_iter().collect::<Vec<_>>(),
+            [
+                "container_id_cgroup_matchers[1]",
+                "container_id_cgroup_matchers[2]",
+                "docker_socket_path",
+                "docker_version",
+                "podman_socket_path_template",
             ]
         );
     }

@@ -136,7 +136,26 @@ table! {
     }
 }
 
-table! { WorkloadAttestor { unix: Option<Unix> } }
+table! {
+    /// Which tables are present says which attestors run.
+    WorkloadAttestor {
+        unix: Option<Unix>,
+        systemd: Option<Systemd>,
+        docker: Option<Docker>,
+    }
+}
+
+table! { Systemd { bus_socket: Option<PathBuf> } }
+
+table! {
+    Docker {
+        docker_socket_path: Option<String>,
+        docker_version: Option<String>,
+        podman_socket_path: Option<String>,
+        podman_socket_path_template: Option<String>,
+        container_id_cgroup_matchers: Option<Vec<String>>,
+    }
+}
 
 table! {
     Unix {
@@ -154,7 +173,11 @@ impl Raw {
                 join_token: Some(JoinToken::default()),
                 x509pop: Some(X509Pop::default()),
             },
-            workload_attestor: WorkloadAttestor { unix: Some(Unix::default()) },
+            workload_attestor: WorkloadAttestor {
+                unix: Some(Unix::default()),
+                systemd: Some(Systemd::default()),
+                docker: Some(Docker::default()),
+            },
             ..Self::default()
         }
     }

@@ -4,6 +4,10 @@
 //! are missing, so entries that need them do not match. When all fail nothing is known about the caller, which is not
 //! the same as a caller without identity: the answer is then "try again" and not "denied".
 
+pub mod cgroup;
+pub mod dbus;
+pub mod docker;
+pub mod systemd;
 pub mod unix;
 
 use std::collections::BTreeSet;
@@ -42,6 +46,18 @@ pub enum AttestError {
     /// The executable could not be read.
     #[error("cannot read the caller's executable")]
     Executable(#[source] std::io::Error),
+    /// Who knows about the caller cannot be asked.
+    #[error("cannot ask {what} about the caller")]
+    Service {
+        /// Who.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// Who knows about the caller does not answer in time.
+    #[error("{0} does not answer in time")]
+    TooSlow(&'static str),
     /// The attestor stopped before it was done.
     #[error("the attestor stopped")]
     Stopped,

@@ -6,6 +6,7 @@ mod admin;
 mod advisories;
 mod bootstrap;
 mod broker;
+mod containers;
 mod delegated_identity;
 mod documents;
 mod fake_server;

@@ -729,3 +729,26 @@ async fn a_shutdown_ends_streams_and_removes_the_socket() {
     agent.join().await.unwrap();
     assert!(!home.socket().exists() && !home.admin_socket().exists());
 }
+
+#[tokio::test]
+async fn an_engine_that_is_away_fails_alone_and_takes_nothing_from_the_others() {
+    let server = FakeServer::start().await;
+    server.lock().add(my_entry("e1", "/a").build());
+    // This process is in no container, so its engine must not be needed; systemd always is.
+    let away = r#"
+        workload_attestor.systemd.bus_socket = "/nonexistent/bus"
+        workload_attestor.docker.docker_socket_path = "unix:///nonexistent/docker.sock"
+    "#;
+    let home = Home::new();
+    let both = format!("{away}\nworkload_attestor.unix.discover_workload_path = false");
+    let _agent = home.start(&server, &both).await;
+    let mut stream = workload(&home).await.fetch_x509svid(X509svidRequest {}).await.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await.unwrap().svids[0].spiffe_id, "spiffe://example.org/a");
+
+    let server = FakeServer::start().await;
+    let home = Home::new();
+    let only = "workload_attestor.systemd.bus_socket = \"/nonexistent/bus\"";
+    let _agent = home.start(&server, only).await;
+    let refusal = workload(&home).await.fetch_x509svid(X509svidRequest {}).await.unwrap_err();
+    assert_eq!((refusal.code(), refusal.message()), (Code::Unavailable, "workload attestation failed"));
+}

@@ -41,8 +41,7 @@ use crate::attestation::Attestation;
 use crate::audit::AuditLog;
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, Issuing, IssuingConfig, ServerSvid};
 use crate::config::{AuthoritySettings, Config};
-use crate::drivers;
-use crate::node_attestor::x509pop::X509PopError;
+use crate::drivers::{self, NodeAttestorError};
 use crate::status;
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, NodePruning};
@@ -147,9 +146,9 @@ pub enum ServerError {
     /// The server could not sign its own SVID.
     #[error(transparent)]
     ServerSvid(#[from] crate::authority::server_svid::ServerSvidError),
-    /// The x509pop attestor cannot be used.
-    #[error("node_attestor.x509pop: {0}")]
-    X509Pop(#[from] X509PopError),
+    /// The files of a node attestor cannot be used.
+    #[error(transparent)]
+    NodeAttestor(#[from] NodeAttestorError),
     /// An rpc has no row in the permission table.
     #[error(transparent)]
     Permissions(#[from] Incomplete),

@@ -19,7 +19,7 @@ use bonafide_identity::{
 use super::StoreError;
 use super::aggregates::{
     Bundles, Change, ChangeLog, Entries, FederationRelationship, Issuance, IssuedSvid, JoinTokens, Journal,
-    JournalRecord, Nodes, Relationships,
+    JournalRecord, MAX_SPENT, Nodes, Relationships, Spending, SpentTokens,
 };
 use super::codec::{self, DecodeError};
 use super::kv::{KeyValue, Range};
@@ -54,6 +54,7 @@ impl Overlay {
         self.applied.relationships.extend(unit.applied.relationships);
         self.applied.changes.extend(unit.applied.changes);
         self.applied.bundles_changed |= unit.applied.bundles_changed;
+        self.applied.spent += unit.applied.spent;
         self.payloads.extend(unit.payloads);
         self.bytes += unit.bytes;
         for (key, mut ids) in unit.similar {
@@ -366,6 +367,38 @@ impl JoinTokens for Unit<'_> {
         let expired = |payload: &[u8]| Ok(codec::read_token(payload)?.expires_at <= now);
         let found = self.collect(&Table::Token.all(), limit, expired)?;
         let count = found.len();
+        for (key, _) in found {
+            self.own.delete(key);
+        }
+        Ok(count)
+    }
+}
+
+impl SpentTokens for Unit<'_> {
+    fn spend(
+        &mut self,
+        fingerprint: &[u8; 32],
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Spending, StoreError> {
+        let key = Table::Spent.key(fingerprint);
+        if self.payload(&key)?.is_some() {
+            return Ok(Spending::Again);
+        }
+        let kept = self.state.spent() + self.group.applied.spent + self.own.applied.spent;
+        if kept >= MAX_SPENT && self.spent_prune(now, 1000)? == 0 {
+            return Ok(Spending::Full);
+        }
+        self.own.put(key, codec::spent(until));
+        self.own.applied.spent += 1;
+        Ok(Spending::First)
+    }
+
+    fn spent_prune(&mut self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
+        let past = |payload: &[u8]| Ok(codec::read_spent(payload)? <= now);
+        let found = self.collect(&Table::Spent.all(), limit, past)?;
+        let count = found.len();
+        self.own.applied.spent -= i64::try_from(count).unwrap_or(0);
         for (key, _) in found {
             self.own.delete(key);
         }

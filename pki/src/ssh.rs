@@ -395,7 +395,7 @@ pub struct SshPrivateKey {
 
 enum PrivateKind {
     Ed25519 { seed: Zeroizing<[u8; 32]>, public: [u8; 32] },
-    Other(PrivateKey),
+    Other(Box<PrivateKey>),
 }
 
 impl SshPrivateKey {
@@ -411,7 +411,7 @@ impl SshPrivateKey {
                 return Self::from_openssh(&content);
             }
         }
-        Ok(Self { kind: PrivateKind::Other(PrivateKey::from_pem(text)?) })
+        Ok(Self { kind: PrivateKind::Other(Box::new(PrivateKey::from_pem(text)?)) })
     }
 
     fn from_openssh(content: &[u8]) -> Result<Self, SshError> {
@@ -451,14 +451,14 @@ impl SshPrivateKey {
                 let mut whole = Zeroizing::new(vec![0; size]);
                 let start = size.checked_sub(secret.len()).ok_or(BROKEN)?;
                 whole[start..].copy_from_slice(secret);
-                PrivateKind::Other(PrivateKey::from_ec_numbers(size == 32, &whole, point)?)
+                PrivateKind::Other(Box::new(PrivateKey::from_ec_numbers(size == 32, &whole, point)?))
             }
             RSA => {
                 let (n, e, d) = (reader.mpint()?, reader.mpint()?, reader.mpint()?);
                 reader.mpint()?;
                 let (p, q) = (reader.mpint()?, reader.mpint()?);
                 let pkcs8 = crypto::rsa_pkcs8(n, e, d, p, q).map_err(|_| BROKEN)?;
-                PrivateKind::Other(PrivateKey::from_pkcs8_der(&pkcs8)?)
+                PrivateKind::Other(Box::new(PrivateKey::from_pkcs8_der(&pkcs8)?))
             }
             other => return Err(SshError::Unsupported(other.to_owned())),
         };

@@ -100,13 +100,13 @@ pub(super) fn oidc(raw: raw::Oidc, problems: &mut Problems<'_>) -> Option<NodeAt
                     _ => problems.push(format!("{KEY}.headers"), format!("{name:?} is not a header")),
                 }
             }
-            TokenSource::Url(TokenUrl {
+            TokenSource::Url(Box::new(TokenUrl {
                 url: url?,
                 method: method?,
                 headers,
                 field: raw.response_field,
                 ca_path: raw.ca_path,
-            })
+            }))
         }
         _ => {
             problems.push(KEY, "give one of token_path and token_url");

@@ -127,7 +127,7 @@ pub enum TokenSource {
     /// A file.
     File(PathBuf),
     /// A service.
-    Url(TokenUrl),
+    Url(Box<TokenUrl>),
 }
 
 /// A service that hands out tokens.

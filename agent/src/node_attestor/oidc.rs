@@ -168,13 +168,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("metadata-flavor", "Google".parse().unwrap());
         let source = |field: Option<&str>, method| {
-            Oidc::new(TokenSource::Url(TokenUrl {
+            Oidc::new(TokenSource::Url(Box::new(TokenUrl {
                 url: format!("http://{address}/identity?audience=x").parse().unwrap(),
                 method,
                 headers: headers.clone(),
                 field: field.map(str::to_owned),
                 ca_path: None,
-            }))
+            })))
         };
         let payload = |attempt: Box<dyn Attempt>| String::from_utf8(attempt.payload().to_vec()).unwrap();
         assert_eq!(payload(source(None, Method::GET).begin().await.unwrap()), r#"{"token":"a.b.c"}"#);

@@ -158,7 +158,7 @@ fn points_are_checked_on_request() {
 fn possession_is_proven_with_either_family() {
     for kind in KeyType::ALL {
         let (holder, other) = (key(kind, Role::Leaf), key(kind, Role::Authority));
-        let proof = Proof::sign(&*holder, b"server", b"client").unwrap();
+        let proof = Proof::sign(&holder, b"server", b"client").unwrap();
         assert!(proof.verify(holder.public_key(), b"server", b"client"));
         assert!(!proof.verify(holder.public_key(), b"server", b"clienu"));
         assert!(!proof.verify(other.public_key(), b"server", b"client"));

@@ -164,8 +164,7 @@ impl Attestation {
     ) -> Result<Arc<AttestedNode>, AttestationError> {
         let serial = agent_serial(issued)?;
         let issued = issued.clone();
-        let written = self
-            .store
+        self.store
             .write(move |unit| {
                 let known = unit.node(&attested.id);
                 // Banned while it attested.
@@ -197,8 +196,7 @@ impl Attestation {
                 unit.record_issued(std::slice::from_ref(&issued))?;
                 unit.node_put(node).map(Ok)
             })
-            .await?;
-        written
+            .await?
     }
 }
 

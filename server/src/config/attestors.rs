@@ -1,5 +1,6 @@
 //! The settings of the node attestors that have more than a switch.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bonafide_pki::JwsAlgorithm;
@@ -71,22 +72,19 @@ pub(super) fn http_challenge(
 pub(super) fn oidc(raw: RawOidc, problems: &mut Problems<'_>) -> Option<Vec<IssuerSettings>> {
     const KEY: &str = "node_attestor.oidc.issuers";
     problems.check(!raw.issuers.is_empty(), KEY, "is required: a table for each issuer");
-    let mut seen: Vec<(Option<String>, Option<String>)> = Vec::new();
+    let (mut names, mut urls) = (HashSet::new(), HashSet::new());
     let mut issuers = Vec::new();
     for (at, raw) in raw.issuers.into_iter().enumerate() {
-        let (name, url) = (raw.name.clone(), raw.url.clone());
-        let known = |find: &dyn Fn(&(Option<String>, Option<String>)) -> bool| seen.iter().any(find);
         problems.check(
-            name.is_none() || !known(&|other| other.0 == name),
+            raw.name.as_ref().is_none_or(|name| names.insert(name.clone())),
             format!("{KEY}[{at}].name"),
             "is the name of another issuer too: their agents would have the same IDs",
         );
         problems.check(
-            url.is_none() || !known(&|other| other.1 == url),
+            raw.url.as_ref().is_none_or(|url| urls.insert(url.clone())),
             format!("{KEY}[{at}].url"),
             "is configured twice: only the first would count",
         );
-        seen.push((name, url));
         issuers.push(issuer(raw, &format!("{KEY}[{at}]"), problems));
     }
     issuers.into_iter().collect()
@@ -94,14 +92,14 @@ pub(super) fn oidc(raw: RawOidc, problems: &mut Problems<'_>) -> Option<Vec<Issu
 
 fn issuer(raw: RawIssuer, key: &str, problems: &mut Problems<'_>) -> Option<IssuerSettings> {
     let of = |name: &str| format!("{key}.{name}");
-    let name = problems.required(&of("name"), raw.name);
+    let name = problems.required(of("name"), raw.name);
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     problems.check(
         name.as_ref().is_none_or(|name| !name.is_empty() && name.chars().all(plain)),
         of("name"),
         "may have letters, digits and - only: it becomes a part of agent IDs",
     );
-    let url = problems.required(&of("url"), raw.url);
+    let url = problems.required(of("url"), raw.url);
     problems.check(
         !raw.audiences.is_empty() && raw.audiences.iter().all(|audience| !audience.is_empty()),
         of("audiences"),
@@ -160,7 +158,7 @@ fn issuer(raw: RawIssuer, key: &str, problems: &mut Problems<'_>) -> Option<Issu
         let text = format!("{name:?}: names have letters, digits, - and _, and issuer is taken");
         problems.check(usable, of("selectors"), text);
     }
-    let template = problems.required(&of("agent_path_template"), raw.agent_path_template).and_then(|text| {
+    let template = problems.required(of("agent_path_template"), raw.agent_path_template).and_then(|text| {
         let template = problems.take(of("agent_path_template"), oidc::template(&text))?;
         // What tokens say must not name the agents of other attestors.
         problems.check(

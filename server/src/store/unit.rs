@@ -548,3 +548,46 @@ fn journal_key(kind: AuthorityKind, authority_id: &str) -> Vec<u8> {
 fn issuance_end(not_after: Timestamp) -> [u8; 8] {
     u64::try_from(not_after.unix_seconds()).unwrap_or(0).to_be_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use bonafide_testkit::{ManualClock, trust_domain};
+
+    use super::super::{Spending, Store, StoreConfig};
+    use super::*;
+
+    #[tokio::test]
+    async fn used_tokens_are_counted_forgotten_and_bounded() {
+        let clock = ManualClock::default();
+        let (store, _) = Store::open(StoreConfig::memory(trust_domain()), Arc::new(clock.as_fn())).unwrap();
+        let now = clock.now();
+        let later = |seconds| now.saturating_add(std::time::Duration::from_secs(seconds));
+        let spend = async |name: u8, until, at| {
+            store.write(move |unit| unit.spend(&[name; 32], until, at)).await.unwrap()
+        };
+        assert_eq!(spend(1, later(10), now).await, Spending::First);
+        assert_eq!(spend(1, later(10), now).await, Spending::Again);
+        assert_eq!(spend(2, later(20), now).await, Spending::First);
+        assert_eq!(store.state().spent(), 2);
+        // A write that fails uses nothing up.
+        let failed = store.write(|unit| {
+            unit.spend(&[3; 32], Timestamp::from_unix_seconds(0), Timestamp::from_unix_seconds(0))?;
+            Err::<(), _>(StoreError::NotFound("agent"))
+        });
+        assert!(failed.await.is_err());
+        assert_eq!(store.state().spent(), 2);
+
+        let prune = async |at| store.write(move |unit| unit.spent_prune(at, 10)).await.unwrap();
+        assert_eq!(prune(later(9)).await, 0);
+        assert_eq!(prune(later(10)).await, 1);
+        assert_eq!((store.state().spent(), prune(later(10)).await), (1, 0));
+        assert_eq!(spend(1, later(10), now).await, Spending::First);
+
+        // As if that many were there: nothing is accepted until one can be forgotten.
+        store.state().count_spent(MAX_SPENT - 2);
+        assert_eq!(spend(4, later(30), now).await, Spending::Full);
+        assert_eq!(spend(2, later(20), now).await, Spending::Again);
+        assert_eq!(spend(4, later(30), later(10)).await, Spending::First);
+        assert_eq!(spend(5, later(30), later(10)).await, Spending::Full);
+    }
+}

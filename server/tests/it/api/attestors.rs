@@ -32,6 +32,204 @@ fn no_challenge(_: Vec<u8>) -> Vec<u8> {
     panic!("there is no challenge")
 }
 
+// What holds for all of them
+
+/// A node that can attest by one of the attestors, as often as it likes.
+struct Candidate<'a> {
+    attestor: &'static str,
+    /// A payload that has not been used.
+    payload: Box<dyn Fn() -> Vec<u8> + 'a>,
+    answer: Box<dyn Fn(Vec<u8>) -> Vec<u8> + 'a>,
+    /// Whether a payload is spent by being shown, whatever comes of it.
+    spent_by_showing: bool,
+    reattestable: bool,
+}
+
+#[tokio::test]
+async fn every_attestor_keeps_the_rules() {
+    let roots = super::attestation::node_authority();
+    let issuer = Issuer::new("k1");
+    let clock = ManualClock::default();
+    let files = TempDir::new().unwrap();
+    let file = |name: &str, content: &[u8]| {
+        let path = files.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    if !keygen(files.path(), &["-N", "", "-t", "ed25519", "-f", "ca"]) {
+        return;
+    }
+    let root = file("root.pem", bonafide_pki::pem::encode("CERTIFICATE", roots.root()).as_bytes());
+    let keys = format!("jwks_path = \"{}\"", file("keys.json", issuer.key_set().as_bytes()));
+    let section = format!(
+        "[node_attestor.x509pop]\nca_bundle_path = \"{root}\"\n\
+         [node_attestor.sshpop]\ncert_authorities_path = \"{}\"\n\
+         [node_attestor.http_challenge]\nallow_local_addresses = true\n{}",
+        files.path().join("ca.pub").display(),
+        issuer_section(&keys, ""),
+    );
+    let server = TestServer::start_in(TempDir::new().unwrap(), clock.clone(), &section).await;
+
+    let x509 = super::attestation::Node::new(&roots, |_| {});
+    let sign = [&["-s", "ca", "-h", "-I", "x", "-n", "host"][..], &VALID].concat();
+    let host = Host::new(files.path(), "host", &["-t", "ed25519"], &sign);
+    let page = |nonce: &str| format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{nonce}\n");
+    let (port, nonce, _, web) = web_node(page).await;
+    let tokens: Vec<String> = {
+        let mut made = Vec::new();
+        for _ in 0..8 {
+            made.push(server.join_token(600).await);
+        }
+        made
+    };
+    let (tokens, drawn) = (Mutex::new(tokens), std::sync::atomic::AtomicU64::new(0));
+    let candidates = [
+        Candidate {
+            attestor: "join_token",
+            payload: Box::new(|| tokens.lock().unwrap().pop().unwrap().into_bytes()),
+            answer: Box::new(no_challenge),
+            spent_by_showing: true,
+            reattestable: false,
+        },
+        Candidate {
+            attestor: "x509pop",
+            payload: Box::new(|| x509.payload()),
+            answer: Box::new(|challenge| x509.answer(&challenge, None)),
+            spent_by_showing: false,
+            reattestable: true,
+        },
+        Candidate {
+            attestor: "sshpop",
+            payload: Box::new(|| host.payload()),
+            answer: Box::new(|challenge| host.answer(&challenge, |_| {})),
+            spent_by_showing: false,
+            reattestable: true,
+        },
+        Candidate {
+            attestor: "http_challenge",
+            payload: Box::new(|| {
+                json!({ "hostname": "127.0.0.1", "agentname": "a", "port": port }).to_string().into_bytes()
+            }),
+            answer: Box::new(|challenge| {
+                let challenge: Value = serde_json::from_slice(&challenge).unwrap();
+                *nonce.lock().unwrap() = challenge["nonce"].as_str().unwrap().to_owned();
+                b"{}".to_vec()
+            }),
+            spent_by_showing: false,
+            reattestable: false,
+        },
+        Candidate {
+            attestor: "oidc",
+            payload: Box::new(|| {
+                let number = drawn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                oidc_payload(
+                    &issuer.token(&claims(&clock, |claims| claims["jti"] = number.to_string().into())),
+                )
+            }),
+            answer: Box::new(no_challenge),
+            spent_by_showing: false,
+            reattestable: true,
+        },
+    ];
+    let configured: Vec<&str> = server.server.context().attestation.attestors().names().collect();
+    let mut tried: Vec<&str> = candidates.iter().map(|candidate| candidate.attestor).collect();
+    tried.sort_unstable();
+    assert_eq!(configured, tried, "an attestor without a candidate");
+    for candidate in &candidates {
+        rules(&server, candidate).await;
+    }
+    web.abort();
+}
+
+async fn rules(server: &TestServer, candidate: &Candidate<'_>) {
+    let Candidate { attestor, payload, answer, spent_by_showing, reattestable } = candidate;
+    let state = &server.server.context().state;
+    let present = async |payload: &[u8]| attest(server.anonymous().await, attestor, payload, answer).await;
+    let before = state.nodes().len();
+
+    // Nothing that cannot be right is more than refused, with a text that says by whom, and leaves a record.
+    let deep = "[".repeat(100_000);
+    let wide = format!("{{{}\"x\":0}}", "\"certificates\":[],".repeat(10_000));
+    for malformed in
+        ["{", "null", "true", "7", "\"text\"", "[]", "{}", "[[[]]]", "\u{0}", "{\"\":{}}", &deep, &wide]
+    {
+        let refused = present(malformed.as_bytes()).await.unwrap_err();
+        let shown = &malformed[..malformed.len().min(20)];
+        let usual = matches!(refused.code(), Code::InvalidArgument | Code::PermissionDenied);
+        assert!(usual, "{attestor} {shown}: {refused:?}");
+        let prefix = format!("nodeattestor({attestor}): ");
+        let named = refused.message().starts_with(&prefix) || *attestor == "join_token";
+        assert!(named, "{attestor} {shown}: {refused:?}");
+        assert!(refused.message().len() < 1024 && refused.details().is_empty(), "{attestor} {shown}");
+    }
+    assert_eq!(state.nodes().len(), before);
+
+    // What fails after the attestor was satisfied has used nothing up.
+    let shown = payload();
+    let outcome = with_csr(server, candidate, &shown, b"not a CSR").await;
+    assert!(outcome.unwrap_err().message().starts_with("failed to parse CSR: "), "{attestor}");
+    assert_eq!(state.nodes().len(), before);
+    let agent = match spent_by_showing {
+        true => present(&payload()).await,
+        false => present(&shown).await,
+    };
+    let agent = agent.unwrap();
+
+    // The ID is that of an agent, below the attestor's name; the record says how it came about.
+    assert!(agent.path().starts_with(&format!("/spire/agent/{attestor}/")), "{}", agent.path());
+    let record = state.node(&agent.id).unwrap();
+    assert_eq!((record.attestation_type.as_str(), record.can_reattest), (*attestor, *reattestable));
+    let selectors: Vec<&str> = record.selectors.iter().map(bonafide_identity::Selector::as_str).collect();
+    let mut unique = selectors.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(selectors, unique);
+    assert!(record.selectors.iter().all(|selector| selector.kind() == *attestor));
+    assert_eq!(state.nodes().len(), before + 1);
+
+    // Again: only who can reattest, and then it is the same agent.
+    match (reattestable, *attestor) {
+        (true, _) => assert_eq!(present(&payload()).await.unwrap().id, agent.id),
+        // Another token is another agent.
+        (false, "join_token") => assert_ne!(present(&payload()).await.unwrap().id, agent.id),
+        (false, _) => assert_eq!(present(&payload()).await.unwrap_err().code(), Code::PermissionDenied),
+    }
+    // A ban holds for all.
+    if *attestor != "join_token" {
+        let ban = BanAgentRequest { id: wire_id(agent.path()) };
+        agents(&server.local().await).ban_agent(ban).await.unwrap();
+        assert_refused(
+            present(&payload()).await,
+            Code::PermissionDenied,
+            "failed to attest: agent is banned",
+        );
+    }
+}
+
+/// An attestation with any bytes for a CSR.
+async fn with_csr(
+    server: &TestServer,
+    node: &Candidate<'_>,
+    payload: &[u8],
+    csr: &[u8],
+) -> Result<(), Status> {
+    use bonafide_proto::spire::server::agent::v1::AttestAgentRequest;
+    use bonafide_proto::spire::server::agent::v1::attest_agent_request::Step as Asked;
+    use bonafide_proto::spire::server::agent::v1::attest_agent_response::Step;
+
+    let (requests, stream) = tokio::sync::mpsc::channel(4);
+    requests.send(attest_params(node.attestor, payload, csr)).await.unwrap();
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut responses = agents(&server.anonymous().await).attest_agent(stream).await?.into_inner();
+    while let Some(response) = responses.message().await? {
+        if let Some(Step::Challenge(challenge)) = response.step {
+            let step = Some(Asked::ChallengeResponse((node.answer)(challenge)));
+            requests.send(AttestAgentRequest { step }).await.unwrap();
+        }
+    }
+    Ok(())
+}
+
 // sshpop
 
 /// Runs `ssh-keygen`; `false` when the machine has none.

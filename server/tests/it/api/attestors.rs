@@ -994,6 +994,68 @@ async fn keys_are_fetched_when_a_token_needs_them_and_the_last_ones_stay_in_use(
     task.abort();
 }
 
+/// Over TLS the issuer's server is verified: by its name, and by the authorities that are configured.
+#[tokio::test]
+async fn keys_come_over_tls_from_a_server_that_is_verified() {
+    use tokio_rustls::TlsAcceptor;
+    use tokio_rustls::rustls::ServerConfig;
+
+    let issuer = Issuer::new("k1");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = ServerConfig::builder_with_provider(bonafide_pki::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let set = issuer.key_set();
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let requests = shown.clone();
+    let task = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut request = vec![0; 2048];
+            let read = stream.read(&mut request).await.unwrap();
+            requests.lock().unwrap().push(String::from_utf8_lossy(&request[..read]).into_owned());
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{set}", set.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
+    });
+    let files = TempDir::new().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = files.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let secret = file("secret", "a-secret\n");
+    let attested = async |host: &str, roots: String| {
+        let clock = ManualClock::default();
+        let keys = format!(
+            "jwks_url = \"https://{host}:{port}/keys\"\nca_path = \"{roots}\"\nfetch_token_path = \"{secret}\""
+        );
+        let section = issuer_section(&keys, "");
+        let server = TestServer::start_in(TempDir::new().unwrap(), clock.clone(), &section).await;
+        with_token(&server, &issuer.token(&claims(&clock, |_| {}))).await.map(|agent| agent.path().to_owned())
+    };
+    let right = file("right.pem", &made.cert.pem());
+    attested("localhost", right.clone()).await.unwrap();
+    let request = shown.lock().unwrap().pop().unwrap();
+    assert!(request.starts_with("GET /keys HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("authorization: Bearer a-secret\r\n"), "{request}");
+    for (host, roots) in [("localhost", file("wrong.pem", &other.cert.pem())), ("127.0.0.1", right)] {
+        assert_eq!(attested(host, roots).await.unwrap_err().code(), Code::Unavailable, "{host}");
+    }
+    assert_eq!(shown.lock().unwrap().len(), 0, "nobody unverified is shown the token");
+    task.abort();
+}
+
 /// `validate` finds what would stop the server.
 #[test]
 fn files_that_cannot_be_used_are_found_by_the_check() {

@@ -279,6 +279,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pattern_that_matches_anywhere_is_warned_about() {
+        let text = "trust_domain = \"example.org\"\ndata_dir = \"/x\"\n[node_attestor.http_challenge]\n\
+                    allowed_dns_patterns = [\"^a$\", \"example.org\"]\n";
+        let warnings = Config::parse(text, Path::new("server.toml")).unwrap().warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("example.org matches anywhere"), "{warnings:?}");
+    }
+
+    #[test]
     fn an_issuer_is_told_all_that_is_wrong_with_it() {
         const GOOD: &str = "[[node_attestor.oidc.issuers]]\nname = \"a\"\nurl = \"https://issuer.test\"\naudiences = [\"x\"]\n\
                             agent_path_template = \"/oidc/a/{{ .Claims.sub }}\"\n";

@@ -7,7 +7,10 @@ use bonafide_runtime::clock::SharedClock;
 
 use crate::config::{NodeAttestorConfig, WorkloadAttestorConfig};
 use crate::node_attestor::NodeAttestor;
+use crate::node_attestor::http_challenge::HttpChallenge;
 use crate::node_attestor::join_token::JoinToken;
+use crate::node_attestor::oidc::Oidc;
+use crate::node_attestor::sshpop::SshPop;
 use crate::node_attestor::x509pop::X509Pop;
 use crate::workload_attestor::docker::Docker;
 use crate::workload_attestor::systemd::Systemd;
@@ -20,6 +23,11 @@ pub(crate) fn node_attestor(config: &NodeAttestorConfig, random: &Arc<dyn Random
         NodeAttestorConfig::X509Pop { certificate, private_key, intermediates } => {
             Arc::new(X509Pop::new(certificate, private_key, intermediates, Arc::clone(random)))
         }
+        NodeAttestorConfig::SshPop { host_key, host_cert } => {
+            Arc::new(SshPop::new(host_key, host_cert, Arc::clone(random)))
+        }
+        NodeAttestorConfig::HttpChallenge(config) => Arc::new(HttpChallenge::new(config)),
+        NodeAttestorConfig::Oidc(source) => Arc::new(Oidc::new(source)),
     }
 }
 

@@ -28,7 +28,11 @@ pub mod attestation_payload;
 #[cfg(feature = "daemons")]
 pub mod config;
 #[cfg(feature = "daemons")]
+pub mod foreign_token;
+#[cfg(feature = "daemons")]
 pub mod server_records;
+#[cfg(feature = "daemons")]
+pub mod ssh_host;
 #[cfg(feature = "daemons")]
 pub mod workload_facts;
 

@@ -39,18 +39,20 @@ use crate::{NOW, attestation_payload, server_records, trust_domain};
 type Check = fn(&[u8]) -> bool;
 
 /// The targets by name.
-const TARGETS: [(&str, Check); 12] = [
+const TARGETS: [(&str, Check); 14] = [
     ("agent_store_file", crate::agent_store_file::check),
     ("attestation_payload", crate::attestation_payload::check),
     ("authority_shim", crate::authority_shim::check),
     ("config", crate::config::check),
     ("csr", crate::csr::check),
     ("entry_conversion", crate::entry_conversion::check),
+    ("foreign_token", crate::foreign_token::check),
     ("jwks", crate::jwks::check),
     ("jwt", crate::jwt::check),
     ("pem_and_certificate", crate::pem_and_certificate::check),
     ("server_records", crate::server_records::check),
     ("spiffe_id", crate::spiffe_id::check),
+    ("ssh_host", crate::ssh_host::check),
     ("workload_facts", crate::workload_facts::check),
 ];
 
@@ -139,14 +141,117 @@ fn seeds(target: &str) -> Seeds {
         "config" => config(),
         "csr" => csr(),
         "entry_conversion" => entry_conversion(),
+        "foreign_token" => foreign_token(),
         "jwks" => jwks(),
         "jwt" => jwt(),
         "pem_and_certificate" => pem_and_certificate(),
         "server_records" => records(),
         "spiffe_id" => spiffe_id(),
+        "ssh_host" => ssh_host(),
         "workload_facts" => workload_facts(),
         other => panic!("no seeds for {other}"),
     }
+}
+
+fn ssh_host() -> Seeds {
+    use ring::signature::KeyPair as _;
+
+    use crate::ssh_host::{answer, certificate, host, payload, server_challenge, string};
+
+    let content = |kind: u32, principals: &[&[u8]], option: &[u8], before: u64| {
+        [
+            string(b"ssh-ed25519-cert-v01@openssh.com"),
+            string(&[5; 32]),
+            string(host().public_key().as_ref()),
+            9_u64.to_be_bytes().to_vec(),
+            kind.to_be_bytes().to_vec(),
+            string(b"rack-1"),
+            string(&principals.iter().flat_map(|name| string(name)).collect::<Vec<u8>>()),
+            0_u64.to_be_bytes().to_vec(),
+            before.to_be_bytes().to_vec(),
+            string(option),
+            string(b""),
+            string(b""),
+        ]
+        .concat()
+    };
+    let good = content(2, &[b"node.example.org"], b"", u64::MAX);
+    let wire = certificate(&good);
+    let key = [string(b"ssh-ed25519"), string(host().public_key().as_ref())].concat();
+    let line = |kind: &str, blob: &[u8]| format!("{kind} {} comment\n", BASE64.encode(blob)).into_bytes();
+    let inner = [
+        [0, 0, 0, 1, 0, 0, 0, 1].to_vec(),
+        key.clone(),
+        string(&[&[2; 32], host().public_key().as_ref()].concat()),
+        string(b""),
+        vec![1, 2, 3, 4],
+    ]
+    .concat();
+    let file = |cipher: &[u8]| {
+        let parts = [
+            string(cipher),
+            string(cipher),
+            string(b""),
+            1_u32.to_be_bytes().to_vec(),
+            string(&key),
+            string(&inner),
+        ];
+        pem::encode("OPENSSH PRIVATE KEY", &[&b"openssh-key-v1\0"[..], &parts.concat()].concat()).into_bytes()
+    };
+    let whole = [payload(&wire), vec![0], answer(&server_challenge(), &host(), &[])].concat();
+    let replayed = [payload(&wire), vec![0], answer(&server_challenge(), &host(), &[1])].concat();
+    [
+        ("signed-part", good),
+        ("certificate", wire.clone()),
+        ("certificate.pub", line("ssh-ed25519-cert-v01@openssh.com", &wire)),
+        ("key", key.clone()),
+        ("key.pub", line("cert-authority ssh-ed25519", &key)),
+        ("private-key", file(b"none")),
+        ("payload-and-answer", whole),
+        ("refused-answer-over-other-nonces", replayed),
+        ("refused-private-key-encrypted", file(b"aes256-ctr")),
+        ("refused-signed-part-of-a-user", content(1, &[b"root"], b"", u64::MAX)),
+        ("refused-signed-part-without-names", content(2, &[], b"", u64::MAX)),
+        ("refused-signed-part-past", content(2, &[b"node"], b"", 1)),
+        (
+            "refused-signed-part-with-an-option",
+            content(2, &[b"node"], &[string(b"x"), string(b"y")].concat(), u64::MAX),
+        ),
+        ("refused-key-of-another-kind", string(b"ssh-dss")),
+    ]
+    .into()
+}
+
+fn foreign_token() -> Seeds {
+    use crate::foreign_token::{ISSUER, key_set, payload, token};
+
+    let claims = |sub: &str, namespace: &str, end: i64| {
+        serde_json::json!({
+            "iss": ISSUER, "aud": ["here"], "sub": sub, "iat": NOW.unix_seconds(), "exp": end, "k": { "ns": namespace, "groups": ["a", 1] },
+        })
+        .to_string()
+        .into_bytes()
+    };
+    let end = NOW.unix_seconds() + 600;
+    let good = claims("system:serviceaccount:a:b", "axb", end);
+    let text = |text: &str| text.as_bytes().to_vec();
+    [
+        ("claims.json", good.clone()),
+        ("claims-that-point-elsewhere.json", claims("../../x509pop/a", "n", end)),
+        ("token", token(&good).into_bytes()),
+        ("payload.json", payload(&token(&good))),
+        ("keys.json", key_set()),
+        ("template", text("/oidc/{{ .Issuer }}/{{ index .Claims \"/k/ns\" | lower | trimPrefix `a` }}-{{- trunc 8 .Claims.sub -}}")),
+        ("template-of-functions", text("/{{ printf \"%s-%s\" (first (splitList \"/\" .Claims.sub)) .PluginName | replace \"a\" \"b\" | sha256sum }}")),
+        ("host.json", text(r#"{"hostname":"node.example.org","agentname":"a","port":80}"#)),
+        ("refused-host-local.json", text(r#"{"hostname":"LOCALHOST","agentname":"a","port":80}"#)),
+        ("refused-host-with-a-path.json", text(r#"{"hostname":"a/b","agentname":"a","port":80}"#)),
+        ("refused-claims-past.json", claims("a", "n", 1)),
+        ("refused-claims-of-another-namespace.json", claims("a", "ab c", end)),
+        ("refused-template-program", text("/{{ if .Claims.sub }}x{{ end }}")),
+        ("refused-token-unsigned", token(&good).replacen("eyJ", "eyK", 1).into_bytes()),
+    ]
+    .into()
 }
 
 fn csr() -> Seeds {

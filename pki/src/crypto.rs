@@ -118,6 +118,54 @@ fn verify_pss_any_salt(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
         .is_ok()
 }
 
+/// Verifies RSA PKCS#1 v1.5 with SHA-1, which Go's SSH library signs challenges with. Only for messages that hold a
+/// nonce of ours: nobody can make two of those collide in advance.
+pub(crate) fn verify_rsa_sha1(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let method = &signature::RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY;
+    UnparsedPublicKey::new(method, key).verify(message, signature).is_ok()
+}
+
+/// Verifies an Ed25519 signature.
+pub(crate) fn verify_ed25519(key: &[u8; 32], message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&signature::ED25519, key).verify(message, signature).is_ok()
+}
+
+/// Signs with an Ed25519 key.
+pub(crate) fn sign_ed25519(seed: &[u8; 32], public: &[u8; 32], message: &[u8]) -> Result<Vec<u8>, Refused> {
+    let pair = signature::Ed25519KeyPair::from_seed_and_public_key(seed, public).map_err(|_| Refused)?;
+    Ok(pair.sign(message).as_ref().to_vec())
+}
+
+/// Whether the halves of an Ed25519 key belong together.
+pub(crate) fn ed25519_fits(seed: &[u8; 32], public: &[u8; 32]) -> bool {
+    signature::Ed25519KeyPair::from_seed_and_public_key(seed, public).is_ok()
+}
+
+/// An RSA key as PKCS#8 from the numbers that OpenSSH writes: it leaves out two that the backend needs. The key is read
+/// once; no operation with it happens outside of the backend (`docs/decisions/0002-rsa-keys.md`).
+pub(crate) fn rsa_pkcs8(
+    n: &[u8],
+    e: &[u8],
+    d: &[u8],
+    p: &[u8],
+    q: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, Refused> {
+    use rsa::BoxedUint;
+    use rsa::pkcs8::EncodePrivateKey as _;
+
+    if n.len() > 8192 / 8 || [e, d, p, q].iter().any(|number| number.len() > n.len()) {
+        return Err(Refused);
+    }
+    let number = |bytes: &[u8]| {
+        BoxedUint::from_be_slice(bytes, u32::try_from(bytes.len() * 8).unwrap_or(0)).map_err(|_| Refused)
+    };
+    let key =
+        rsa::PrivateKey::from_components(number(n)?, number(e)?, number(d)?, vec![number(p)?, number(q)?])
+            .map_err(|_| Refused)?;
+    let document = key.to_pkcs8_der().map_err(|_| Refused)?;
+    Ok(Zeroizing::new(document.as_bytes().to_vec()))
+}
+
 /// Whether `point` (uncompressed) lies on the curve. Verifying a signature checks it as a matter of course; this
 /// is for keys that arrive without one.
 pub(crate) fn point_on_curve(curve: Curve, point: &[u8]) -> bool {

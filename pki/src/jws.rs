@@ -215,11 +215,11 @@ impl TokenSigner {
 
 /// A token taken apart; nothing about it is verified.
 pub(crate) struct Token<'a> {
-    signed: &'a str,
+    pub(crate) signed: &'a str,
     signature: Vec<u8>,
-    algorithm: JwsAlgorithm,
+    pub(crate) algorithm: JwsAlgorithm,
     pub(crate) kind: Option<String>,
-    key_id: String,
+    pub(crate) key_id: String,
     pub(crate) claims: Map<String, Value>,
 }
 
@@ -305,7 +305,7 @@ impl<'a> Token<'a> {
         Ok(Checked { spiffe_id, expires_at })
     }
 
-    fn verify(&self, key: &PublicKey) -> Result<(), JwtError> {
+    pub(crate) fn verify(&self, key: &PublicKey) -> Result<(), JwtError> {
         let unsupported = || JwtError::Algorithm(self.algorithm.as_str().to_owned());
         let method = self.algorithm.verification().ok_or_else(unsupported)?;
         if !self.algorithm.fits(key.algorithm()) {
@@ -323,7 +323,7 @@ impl<'a> Token<'a> {
     }
 
     /// A NumericDate (RFC 7519 2): seconds, perhaps with a fraction.
-    fn date(&self, claim: &'static str) -> Result<Option<Timestamp>, JwtError> {
+    pub(crate) fn date(&self, claim: &'static str) -> Result<Option<Timestamp>, JwtError> {
         let seconds = match self.claims.get(claim) {
             None | Some(Value::Null) => return Ok(None),
             Some(Value::Number(number)) => {

@@ -219,7 +219,7 @@ pub fn validate_jwt_svid(
     })
 }
 
-fn audiences(claim: Option<&Value>) -> Result<Vec<String>, JwtError> {
+pub(crate) fn audiences(claim: Option<&Value>) -> Result<Vec<String>, JwtError> {
     const BROKEN: JwtError = JwtError::Claim("aud");
     match claim {
         None | Some(Value::Null) => Ok(Vec::new()),

@@ -414,6 +414,19 @@ impl PrivateKey {
         Err(KeyError::Malformed("there is no private key in the PEM text"))
     }
 
+    /// Signs with ECDSA over SHA-256 although the curve is P-384, as protocols ask that fix the hash and not the curve.
+    /// The signature comes out as DER. Not for certificates and tokens, whose readers expect the curve's own hash.
+    ///
+    /// # Errors
+    /// [`KeyError::Policy`] for other keys.
+    pub fn sign_p384_sha256(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        if self.public.algorithm() != KeyAlgorithm::EcP384 {
+            return Err(KeyError::Policy("this signature needs a P-384 key".to_owned()));
+        }
+        crate::p384::sign_sha256(&self.pkcs8, self.public.bare(), message)
+            .map_err(|_| KeyError::Malformed("the P-384 key does not sign for its public key"))
+    }
+
     /// The secret itself, as PKCS#8 DER: for workloads that own the key and for the disk key manager.
     pub fn expose_pkcs8(&self) -> Zeroizing<Vec<u8>> {
         self.pkcs8.clone()
@@ -521,6 +534,14 @@ fn sec1_curve(key: &[u8]) -> Result<&'static [u8], KeyError> {
         }
     }
     Err(KeyError::Malformed("the EC private key does not name its curve"))
+}
+
+/// The AlgorithmIdentifier of keys on a curve.
+pub(crate) fn ec_identifier(curve: Curve) -> &'static [u8] {
+    match curve {
+        Curve::P256 => EC_P256_IDENTIFIER,
+        Curve::P384 => EC_P384_IDENTIFIER,
+    }
 }
 
 const RSA_MIN_BITS: usize = 2048;

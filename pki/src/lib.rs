@@ -13,6 +13,7 @@ mod crypto;
 mod der;
 mod jws;
 mod key;
+mod p384;
 mod random;
 
 pub mod bundle;
@@ -20,8 +21,10 @@ pub mod digest;
 pub mod jwk;
 pub mod jwt;
 pub mod key_manager;
+pub mod oidc;
 pub mod pem;
 pub mod possession;
+pub mod ssh;
 pub mod tls;
 pub mod wit;
 pub mod x509;

@@ -2,7 +2,9 @@
 //! over the server's and the client's nonce, one after the other, with SHA-256 whatever the key.
 
 use crate::jws::{ecdsa_der_from_parts, ecdsa_parts};
-use crate::key::{KeyAlgorithm, KeyError, PublicKey, SignatureAlgorithm, Signer, VerificationAlgorithm};
+use crate::key::{
+    KeyAlgorithm, KeyError, PrivateKey, PublicKey, SignatureAlgorithm, Signer as _, VerificationAlgorithm,
+};
 
 /// A signature in the form in which `x509pop` sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,22 +27,21 @@ impl Proof {
     /// Signs both nonces.
     ///
     /// # Errors
-    /// [`KeyError::Policy`] for P-384 keys: the backends sign SHA-256 with P-256 only. [`KeyError::Sign`].
-    pub fn sign(signer: &dyn Signer, server_nonce: &[u8], client_nonce: &[u8]) -> Result<Self, KeyError> {
+    /// [`KeyError::Sign`].
+    pub fn sign(key: &PrivateKey, server_nonce: &[u8], client_nonce: &[u8]) -> Result<Self, KeyError> {
         let message = [server_nonce, client_nonce].concat();
-        match signer.public_key().algorithm() {
+        match key.public_key().algorithm() {
             KeyAlgorithm::Rsa(_) => {
-                Ok(Self::Rsa { signature: signer.sign_with(SignatureAlgorithm::RsaPssSha256, &message)? })
+                Ok(Self::Rsa { signature: key.sign_with(SignatureAlgorithm::RsaPssSha256, &message)? })
             }
-            KeyAlgorithm::EcP256 => {
-                let signature = signer.sign_with(SignatureAlgorithm::EcdsaP256Sha256, &message)?;
+            curve @ (KeyAlgorithm::EcP256 | KeyAlgorithm::EcP384) => {
+                let signature = match curve {
+                    KeyAlgorithm::EcP384 => key.sign_p384_sha256(&message)?,
+                    _ => key.sign_with(SignatureAlgorithm::EcdsaP256Sha256, &message)?,
+                };
                 let (r, s) = ecdsa_parts(&signature)?;
                 Ok(Self::Ecdsa { r: r.to_vec(), s: s.to_vec() })
             }
-            KeyAlgorithm::EcP384 => Err(KeyError::Policy(
-                "x509pop signs with SHA-256, which P-384 keys cannot do here: use a P-256 or RSA certificate"
-                    .to_owned(),
-            )),
         }
     }
 

@@ -325,6 +325,33 @@ pub fn insecure_client_config(expected: SpiffeId, now: Now) -> Arc<ClientConfig>
     client(None, Arc::new(UnverifiedServer { expected, algorithms: algorithms() }), now)
 }
 
+/// A client's TLS for servers of the web: verified by host name against these roots (PEM), HTTP/1.1.
+///
+/// # Errors
+/// There is no certificate in the text that could be a root.
+///
+/// # Panics
+/// Never: the backend's provider supports the protocol versions that are asked for.
+pub fn web_client_config(roots: &[u8]) -> Result<Arc<ClientConfig>, crate::X509Error> {
+    let malformed = |text: &str| crate::X509Error::Malformed(text.to_owned());
+    let blocks = crate::pem::decode_all(roots).map_err(|error| malformed(&error.to_string()))?;
+    let mut store = rustls::RootCertStore::empty();
+    let certificates = blocks.into_iter().filter(|(label, _)| label == "CERTIFICATE");
+    // Systems have roots among others that nobody can use.
+    let (usable, _) = store.add_parsable_certificates(certificates.map(|(_, der)| der.into()));
+    if usable == 0 {
+        return Err(malformed("there is no certificate of an authority"));
+    }
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports TLS 1.2 and 1.3")
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
 /// The name to dial with: servers present their SVID for any name, and are checked by SPIFFE ID.
 ///
 /// # Panics

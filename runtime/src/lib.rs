@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod executor;
+pub mod fetch;
 pub mod health;
 pub mod listener;
 pub mod shutdown;

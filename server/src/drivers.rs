@@ -12,7 +12,10 @@ use crate::config::{
 };
 use crate::federation;
 use crate::node_attestor::Attestors;
+use crate::node_attestor::http_challenge::{HttpChallenge, SystemResolver};
 use crate::node_attestor::join_token::JoinToken;
+use crate::node_attestor::oidc::{KeysError, Oidc};
+use crate::node_attestor::sshpop::{SshPop, SshPopError};
 use crate::node_attestor::x509pop::{X509Pop, X509PopError};
 use crate::store::{Store, StoreConfig};
 use crate::upstream_authority::disk::{Disk, DiskConfig};
@@ -90,7 +93,7 @@ pub fn node_attestors(
     trust_domain: &TrustDomain,
     store: &Store,
     random: &Arc<dyn Random>,
-) -> Result<Attestors, X509PopError> {
+) -> Result<Attestors, NodeAttestorError> {
     let mut attestors = Attestors::default();
     if settings.join_token {
         attestors = attestors.with(Arc::new(JoinToken::new(trust_domain.clone(), store.clone())));
@@ -100,7 +103,33 @@ pub fn node_attestors(
         let attestor = X509Pop::new(trust_domain.clone(), settings.clone(), state, random.clone())?;
         attestors = attestors.with(Arc::new(attestor));
     }
+    if let Some(settings) = &settings.sshpop {
+        let attestor = SshPop::new(trust_domain.clone(), settings.clone(), random.clone())?;
+        attestors = attestors.with(Arc::new(attestor));
+    }
+    if let Some(settings) = &settings.http_challenge {
+        let (resolver, random) = (Arc::new(SystemResolver), random.clone());
+        let attestor = HttpChallenge::new(trust_domain.clone(), settings.clone(), resolver, random);
+        attestors = attestors.with(Arc::new(attestor));
+    }
+    if !settings.oidc.is_empty() {
+        attestors = attestors.with(Arc::new(Oidc::new(trust_domain.clone(), settings.oidc.clone())?));
+    }
     Ok(attestors)
+}
+
+/// Why a node attestor cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeAttestorError {
+    /// `x509pop`.
+    #[error("node_attestor.x509pop: {0}")]
+    X509Pop(#[from] X509PopError),
+    /// `sshpop`.
+    #[error("node_attestor.sshpop: {0}")]
+    SshPop(#[from] SshPopError),
+    /// `oidc`.
+    #[error("node_attestor.oidc: {0}")]
+    Oidc(#[from] KeysError),
 }
 
 /// Whether everything that the configuration names can be used, without starting anything: for `validate`.
@@ -115,6 +144,14 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
         && let Err(error) = X509Pop::check(x509pop)
     {
         problems.push(format!("node_attestor.x509pop: {error}"));
+    }
+    if let Some(sshpop) = &config.node_attestor.sshpop
+        && let Err(error) = SshPop::check(sshpop)
+    {
+        problems.push(format!("node_attestor.sshpop: {error}"));
+    }
+    if let Err(error) = Oidc::check(&config.node_attestor.oidc) {
+        problems.push(format!("node_attestor.oidc: {error}"));
     }
     problems.extend(federation::check(&config.federation));
     problems

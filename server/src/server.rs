@@ -44,9 +44,8 @@ use crate::attestation::Attestation;
 use crate::audit::AuditLog;
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, Issuing, IssuingConfig, ServerSvid};
 use crate::config::{AuthoritySettings, Config};
-use crate::drivers;
+use crate::drivers::{self, NodeAttestorError};
 use crate::federation::{Federation, fetch::Fetcher};
-use crate::node_attestor::x509pop::X509PopError;
 use crate::status;
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, NodePruning};
@@ -153,12 +152,12 @@ pub enum ServerError {
     /// The server could not sign its own SVID.
     #[error(transparent)]
     ServerSvid(#[from] crate::authority::server_svid::ServerSvidError),
-    /// The x509pop attestor cannot be used.
-    #[error("node_attestor.x509pop: {0}")]
-    X509Pop(#[from] X509PopError),
     /// The certificate of the bundle endpoint cannot be used.
     #[error("federation.bundle_endpoint: {0}")]
     BundleEndpoint(#[from] crate::federation::certificate_files::CertificateFilesError),
+    /// The files of a node attestor cannot be used.
+    #[error(transparent)]
+    NodeAttestor(#[from] NodeAttestorError),
     /// An rpc has no row in the permission table.
     #[error(transparent)]
     Permissions(#[from] Incomplete),

@@ -3,6 +3,7 @@
 //! [`raw`] is the file as it is written, where nearly everything may be absent; [`Config`] is what it means. The step
 //! between them takes defaults and checks what types cannot say.
 
+mod attestors;
 mod keys;
 mod raw;
 
@@ -15,6 +16,7 @@ use bonafide_identity::{SpiffeId, TrustDomain};
 use bonafide_pki::KeyType;
 use bonafide_runtime::config::{ConfigError, Document, Problems, load_toml_document, parse_toml};
 use bonafide_runtime::telemetry::LogConfig;
+use http::{HeaderMap, Method, Uri};
 
 pub use keys::reference;
 use raw::Raw;
@@ -152,6 +154,54 @@ pub enum NodeAttestorConfig {
         /// PEM of further intermediates.
         intermediates: Option<PathBuf>,
     },
+    /// By possession of an SSH host key.
+    SshPop {
+        /// The private key.
+        host_key: PathBuf,
+        /// Its certificate.
+        host_cert: PathBuf,
+    },
+    /// By answering under a host name.
+    HttpChallenge(HttpChallengeConfig),
+    /// By a token of an OpenID Connect issuer.
+    Oidc(TokenSource),
+}
+
+/// How the server's call is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpChallengeConfig {
+    /// The name of this host; that of the machine when there is none.
+    pub hostname: Option<String>,
+    /// The agent's part of the path.
+    pub agentname: String,
+    /// The port to listen on; 0 is any.
+    pub port: u16,
+    /// The port that the server is told, when it is another.
+    pub advertised_port: Option<u16>,
+}
+
+/// Where tokens come from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// A file.
+    File(PathBuf),
+    /// A service.
+    Url(Box<TokenUrl>),
+}
+
+/// A service that hands out tokens.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TokenUrl {
+    /// Where it is.
+    pub url: Uri,
+    /// How it is asked.
+    pub method: Method,
+    /// Headers of the request; their values may be secrets.
+    pub headers: HeaderMap,
+    /// The member of the answer that is the token; the whole answer when there is none.
+    pub field: Option<String>,
+    /// PEM of the authorities that verify it, in place of the system's.
+    pub ca_path: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for NodeAttestorConfig {
@@ -160,6 +210,9 @@ impl std::fmt::Debug for NodeAttestorConfig {
         formatter.write_str(match self {
             Self::JoinToken(_) => "JoinToken",
             Self::X509Pop { .. } => "X509Pop",
+            Self::SshPop { .. } => "SshPop",
+            Self::HttpChallenge(_) => "HttpChallenge",
+            Self::Oidc(_) => "Oidc",
         })
     }
 }
@@ -320,39 +373,28 @@ fn bootstrap(raw: raw::Bootstrap, problems: &mut Problems<'_>) -> Option<Bootstr
 }
 
 fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
-    match (raw.join_token, raw.x509pop) {
-        (Some(_), Some(_)) => {
-            problems.push("node_attestor", "only one table may be given");
-            None
-        }
-        (None, None) => {
+    let raw::NodeAttestor { join_token, x509pop, sshpop, http_challenge, oidc } = raw;
+    let given =
+        [join_token.is_some(), x509pop.is_some(), sshpop.is_some(), http_challenge.is_some(), oidc.is_some()];
+    match given.iter().filter(|given| **given).count() {
+        0 => {
             problems.push(
                 "node_attestor",
-                "give one table, [node_attestor.join_token] or [node_attestor.x509pop]",
+                "give one table: [node_attestor.join_token], x509pop, sshpop, http_challenge or oidc",
             );
-            None
+            return None;
         }
-        (Some(raw), None) => Some(NodeAttestorConfig::JoinToken(match (raw.token, raw.token_file) {
-            (Some(_), Some(_)) => {
-                problems.push("node_attestor.join_token", "give either token or token_file, not both");
-                return None;
-            }
-            (Some(token), None) => JoinTokenSource::Inline(token),
-            (None, Some(file)) => JoinTokenSource::File(file),
-            (None, None) => JoinTokenSource::None,
-        })),
-        (None, Some(raw)) => {
-            let certificate =
-                problems.required("node_attestor.x509pop.certificate_path", raw.certificate_path);
-            let private_key =
-                problems.required("node_attestor.x509pop.private_key_path", raw.private_key_path);
-            Some(NodeAttestorConfig::X509Pop {
-                certificate: certificate?,
-                private_key: private_key?,
-                intermediates: raw.intermediates_path,
-            })
+        1 => {}
+        _ => {
+            problems.push("node_attestor", "only one table may be given");
+            return None;
         }
     }
+    None.or(join_token.map(|raw| attestors::join_token(raw, problems)))
+        .or(x509pop.map(|raw| attestors::x509pop(raw, problems)))
+        .or(sshpop.map(|raw| Some(attestors::sshpop(raw))))
+        .or(http_challenge.map(|raw| attestors::http_challenge(raw, problems)))
+        .or(oidc.map(|raw| attestors::oidc(raw, problems)))?
 }
 
 fn workload_attestors(

@@ -1,5 +1,6 @@
 //! The configuration file as it is written.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use bonafide_runtime::config::HumanDuration;
@@ -61,6 +62,9 @@ table! {
     NodeAttestor {
         join_token: Option<JoinToken>,
         x509pop: Option<X509Pop>,
+        sshpop: Option<SshPop>,
+        http_challenge: Option<HttpChallenge>,
+        oidc: Option<Oidc>,
     }
 }
 
@@ -76,6 +80,33 @@ table! {
         certificate_path: Option<PathBuf>,
         private_key_path: Option<PathBuf>,
         intermediates_path: Option<PathBuf>,
+    }
+}
+
+table! {
+    SshPop {
+        host_key_path: Option<PathBuf>,
+        host_cert_path: Option<PathBuf>,
+    }
+}
+
+table! {
+    HttpChallenge {
+        hostname: Option<String>,
+        agentname: Option<String>,
+        port: Option<u16>,
+        advertised_port: Option<u16>,
+    }
+}
+
+table! {
+    Oidc {
+        token_path: Option<PathBuf>,
+        token_url: Option<String>,
+        method: Option<String>,
+        headers: Option<BTreeMap<String, String>>,
+        response_field: Option<String>,
+        ca_path: Option<PathBuf>,
     }
 }
 
@@ -172,6 +203,9 @@ impl Raw {
             node_attestor: NodeAttestor {
                 join_token: Some(JoinToken::default()),
                 x509pop: Some(X509Pop::default()),
+                sshpop: Some(SshPop::default()),
+                http_challenge: Some(HttpChallenge::default()),
+                oidc: Some(Oidc::default()),
             },
             workload_attestor: WorkloadAttestor {
                 unix: Some(Unix::default()),

@@ -4,13 +4,17 @@
 //! likes. What an attempt needs (a token, a key) is read when it begins, so a renewed certificate or a new token file
 //! is used without a restart.
 
+pub mod http_challenge;
 pub mod join_token;
+pub mod oidc;
+pub mod sshpop;
 pub mod x509pop;
 
 use std::path::PathBuf;
 
 use async_trait::async_trait;
 use bonafide_pki::KeyError;
+use bonafide_pki::ssh::SshError;
 use zeroize::Zeroizing;
 
 /// One way to prove which node this is.
@@ -69,6 +73,32 @@ pub enum NodeAttestError {
         /// Why not.
         #[source]
         source: KeyError,
+    },
+    /// A file does not hold what OpenSSH writes.
+    #[error("cannot use {path}")]
+    Ssh {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: SshError,
+    },
+    /// The port for the server's call cannot be had.
+    #[error("cannot listen on port {port} for the server's challenge")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The token cannot be obtained.
+    #[error("cannot get a token from {url}: {problem}")]
+    Token {
+        /// Where it was asked for.
+        url: http::Uri,
+        /// What went wrong.
+        problem: String,
     },
     /// The key cannot sign.
     #[error("cannot sign the server's challenge")]

@@ -1,10 +1,7 @@
 //! Type `x509pop`: possession of the key of a certificate that the server trusts.
 //!
 //! The server sends 32 random bytes, the agent adds 32 of its own and signs SHA-256 of both, so that neither side alone
-//! chooses what is signed. RSA signs with PSS, elliptic curves give r and s apart.
-//!
-//! P-384 keys are refused: the protocol hashes with SHA-256 whatever the curve, and the cryptographic backend signs with
-//! P-384 only over SHA-384.
+//! chooses what is signed. RSA signs with PSS, elliptic curves give r and s apart. The hash is SHA-256 whatever the curve.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,10 +61,7 @@ impl NodeAttestor for X509Pop {
             certificates: certificates.iter().map(|der| BASE64.encode(der)).collect(),
         })
         .expect("a list of texts is JSON");
-        match key.public_key().algorithm() {
-            KeyAlgorithm::EcP384 => Err(unusable("is a P-384 key; x509pop needs RSA or P-256")),
-            _ => Ok(Box::new(Possession { payload, key, random: Arc::clone(&self.random) })),
-        }
+        Ok(Box::new(Possession { payload, key, random: Arc::clone(&self.random) }))
     }
 }
 

@@ -10,6 +10,8 @@ mod hostile;
 mod issuing;
 mod key_managers;
 mod keys;
+mod oidc;
+mod ssh;
 mod support;
 mod tls;
 mod tokens;

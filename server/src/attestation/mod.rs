@@ -16,8 +16,10 @@ use bonafide_pki::csr_public_key_unverified;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::authority::{Issuing, SigningError};
-use crate::node_attestor::{Attempt, AttestError, Attested, Attestors, Conversation, join_token};
-use crate::store::{Entries as _, Issuance as _, IssuedSvid, Nodes as _, Store, StoreError, Unit};
+use crate::node_attestor::{Attempt, AttestError, Attested, Attestors, Conversation, Spent, join_token};
+use crate::store::{
+    Entries as _, Issuance as _, IssuedSvid, Nodes as _, Spending, SpentTokens as _, Store, StoreError, Unit,
+};
 
 /// Bytes of a payload or of an answer to a challenge.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
@@ -77,6 +79,12 @@ pub enum AttestationError {
     /// The record could not be written.
     #[error("failed to attest: {0}")]
     Store(#[from] StoreError),
+    /// The ID belongs to an agent that attested before, and is given once only; or what the node presented was used.
+    #[error("nodeattestor({0}): attestation data has already been used to attest an agent")]
+    AlreadyUsed(&'static str),
+    /// No more used tokens can be remembered, so none can be accepted.
+    #[error("nodeattestor({0}): too many tokens were used lately; try again later")]
+    NoMemory(&'static str),
     /// Too many attestations are under way.
     #[error("too many nodes attest at once; try again in a moment")]
     Busy,
@@ -127,10 +135,15 @@ impl Attestation {
         if self.store.state().node(&attested.id).is_some_and(|node| node.banned()) {
             return Err(AttestationError::Banned);
         }
+        let once = !attested.can_reattest && attestor.name() != join_token::NAME;
+        if once && self.store.state().node(&attested.id).is_some() {
+            return Err(AttestationError::AlreadyUsed(attestor.name()));
+        }
         let key = csr_public_key_unverified(&claim.csr)
             .map_err(|error| AttestationError::Csr(error.to_string()))?;
         let signed = self.issuing.issue_agent_x509(&attested.id, &key, now)?;
-        let node = self.record(attested, attestor.name(), &signed.issued).await?;
+        let spends = Spends { once, spent: attestor.spends(attempt), now };
+        let node = self.record(attested, attestor.name(), &signed.issued, spends).await?;
         Ok(Admitted { node, chain: signed.chain, issued: signed.issued })
     }
 
@@ -147,16 +160,27 @@ impl Attestation {
         attested: Attested,
         attestor: &'static str,
         issued: &IssuedSvid,
+        spends: Spends,
     ) -> Result<Arc<AttestedNode>, AttestationError> {
         let serial = agent_serial(issued)?;
         let issued = issued.clone();
-        let written = self
-            .store
+        self.store
             .write(move |unit| {
                 let known = unit.node(&attested.id);
                 // Banned while it attested.
                 if known.as_ref().is_some_and(|node| node.banned()) {
-                    return Ok(None);
+                    return Ok(Err(AttestationError::Banned));
+                }
+                // Two that attest at the same moment are both past the first look.
+                if spends.once && known.is_some() {
+                    return Ok(Err(AttestationError::AlreadyUsed(attestor)));
+                }
+                if let Some(Spent { fingerprint, until }) = spends.spent {
+                    match unit.spend(&fingerprint, until, spends.now)? {
+                        Spending::First => {}
+                        Spending::Again => return Ok(Err(AttestationError::AlreadyUsed(attestor))),
+                        Spending::Full => return Ok(Err(AttestationError::NoMemory(attestor))),
+                    }
                 }
                 let node = AttestedNode {
                     id: attested.id.clone(),
@@ -170,11 +194,19 @@ impl Attestation {
                     agent_version: known.map(|node| node.agent_version.clone()).unwrap_or_default(),
                 };
                 unit.record_issued(std::slice::from_ref(&issued))?;
-                unit.node_put(node).map(Some)
+                unit.node_put(node).map(Ok)
             })
-            .await?;
-        written.ok_or(AttestationError::Banned)
+            .await?
     }
+}
+
+/// What admitting a node uses up.
+#[derive(Clone, Copy)]
+struct Spends {
+    /// Its ID: nobody may attest to it again while there is a record.
+    once: bool,
+    spent: Option<Spent>,
+    now: Timestamp,
 }
 
 /// Removes a node and the entries that its join token brought: `aliases`, as [`join_token::aliases`] found them before

@@ -4,6 +4,7 @@
 //! `docs/reference/configuration-server.md` is generated from [`reference::FIELDS`], and a test holds both it and the
 //! reader to the same set of keys, so that no option is undocumented and none is documented that does nothing.
 
+mod attestors;
 mod federation;
 mod raw;
 pub mod reference;
@@ -20,6 +21,9 @@ use bonafide_runtime::config::{ConfigError, HumanDuration, Problem, Problems, pa
 use bonafide_runtime::telemetry::LogConfig;
 use serde::Deserialize as _;
 
+use crate::node_attestor::http_challenge::HttpChallengeSettings;
+use crate::node_attestor::oidc::IssuerSettings;
+use crate::node_attestor::template::Template;
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
 use crate::upstream_authority::Address;
@@ -187,6 +191,25 @@ pub struct NodeAttestorSettings {
     pub join_token: bool,
     /// X.509 proof of possession; `None` when it is not configured.
     pub x509pop: Option<X509PopSettings>,
+    /// SSH proof of possession; `None` when it is not configured.
+    pub sshpop: Option<SshPopSettings>,
+    /// HTTP challenges; `None` when they are not configured.
+    pub http_challenge: Option<HttpChallengeSettings>,
+    /// Issuers whose tokens are accepted.
+    pub oidc: Vec<IssuerSettings>,
+}
+
+/// SSH proof of possession.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshPopSettings {
+    /// Authorities that sign host certificates, as lines of an `authorized_keys` file.
+    pub cert_authorities: Vec<String>,
+    /// A file with such lines.
+    pub cert_authorities_path: Option<PathBuf>,
+    /// The domain in which the hosts are; it is cut off their names.
+    pub canonical_domain: Option<String>,
+    /// How the agent's SPIFFE ID is made.
+    pub agent_path_template: Template,
 }
 
 /// X.509 proof of possession.
@@ -285,6 +308,16 @@ impl Config {
         if self.store.driver == DriverKind::Memory {
             warnings
                 .push("store.driver is memory: entries, agents and bundles are lost at a restart".to_owned());
+        }
+        for pattern in
+            self.node_attestor.http_challenge.iter().flat_map(|settings| &settings.allowed_dns_patterns)
+        {
+            if !(pattern.as_str().starts_with('^') && pattern.as_str().ends_with('$')) {
+                warnings.push(format!(
+                    "node_attestor.http_challenge.allowed_dns_patterns: {pattern} matches anywhere in a name, so names of \
+                     other domains may have it in them; write ^ and $ around it"
+                ));
+            }
         }
         warnings
     }
@@ -641,11 +674,17 @@ fn store(raw: RawStore, data_dir: &Path, problems: &mut Problems<'_>) -> Option<
 }
 
 fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorSettings> {
-    let x509pop = match raw.x509pop {
-        None => None,
-        Some(raw) => Some(x509pop(raw, problems)?),
-    };
-    Some(NodeAttestorSettings { join_token: raw.join_token.enabled.unwrap_or(true), x509pop })
+    let x509pop = raw.x509pop.map(|raw| x509pop(raw, problems));
+    let sshpop = raw.sshpop.map(|raw| attestors::sshpop(raw, problems));
+    let http_challenge = raw.http_challenge.map(|raw| attestors::http_challenge(raw, problems));
+    let oidc = raw.oidc.map(|raw| attestors::oidc(raw, problems));
+    Some(NodeAttestorSettings {
+        join_token: raw.join_token.enabled.unwrap_or(true),
+        x509pop: x509pop.map_or(Some(None), |settings| settings.map(Some))?,
+        sshpop: sshpop.map_or(Some(None), |settings| settings.map(Some))?,
+        http_challenge: http_challenge.map_or(Some(None), |settings| settings.map(Some))?,
+        oidc: oidc.unwrap_or(Some(Vec::new()))?,
+    })
 }
 
 fn x509pop(raw: RawX509Pop, problems: &mut Problems<'_>) -> Option<X509PopSettings> {
@@ -873,6 +912,7 @@ mod tests {
             "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
+             [node_attestor.sshpop]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
              [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()
@@ -893,6 +933,9 @@ mod tests {
                     let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                     leaves(path, value, found);
                 }
+            }
+            serde_json::Value::Array(items) if items.first().is_some_and(serde_json::Value::is_object) => {
+                leaves(format!("{path}[]"), &items[0], found);
             }
             _ => found.push(path),
         }

@@ -133,6 +133,9 @@ raw! {
     RawNodeAttestor {
         join_token: RawJoinToken,
         x509pop: Option<RawX509Pop>,
+        sshpop: Option<RawSshPop>,
+        http_challenge: Option<RawHttpChallenge>,
+        oidc: Option<RawOidc>,
     }
     RawJoinToken {
         enabled: Option<bool>,
@@ -146,6 +149,39 @@ raw! {
         max_intermediates: Option<usize>,
         max_rsa_key_size: Option<usize>,
         verify_client_ip: Option<bool>,
+    }
+    RawSshPop {
+        cert_authorities: Vec<String>,
+        cert_authorities_path: Option<PathBuf>,
+        canonical_domain: Option<String>,
+        agent_path_template: Option<String>,
+    }
+    RawHttpChallenge {
+        allowed_dns_patterns: Vec<String>,
+        required_port: Option<u16>,
+        allow_non_root_ports: Option<bool>,
+        tofu: Option<bool>,
+        allow_local_addresses: Option<bool>,
+    }
+    RawOidc {
+        issuers: Vec<RawIssuer>,
+    }
+    RawIssuer {
+        name: Option<String>,
+        url: Option<String>,
+        audiences: Vec<String>,
+        jwks_path: Option<PathBuf>,
+        jwks_url: Option<String>,
+        ca_path: Option<PathBuf>,
+        fetch_token_path: Option<PathBuf>,
+        refresh: Option<HumanDuration>,
+        algorithms: Option<Vec<String>>,
+        leeway: Option<HumanDuration>,
+        max_age: Option<HumanDuration>,
+        required_claims: BTreeMap<String, Vec<String>>,
+        selectors: BTreeMap<String, String>,
+        agent_path_template: Option<String>,
+        reattestable: Option<bool>,
     }
     RawRateLimit {
         attestation: Option<u32>,

@@ -284,7 +284,8 @@ pub const FIELDS: &[Field] = &[
         "template",
         "`/{{ .PluginName }}/{{ .Fingerprint }}`; in the `spiffe` mode `/{{ .PluginName }}/{{ .SVIDPathTrimmed }}`",
         "Path of the agent's SPIFFE ID below `/spire/agent`. Known names: `.PluginName`, `.TrustDomain`, `.Fingerprint` (hexadecimal SHA-1 \
-         of the certificate), `.SerialNumberHex`, `.Subject.CommonName`, `.SVIDPathTrimmed` (spiffe mode).",
+         of the certificate), `.SerialNumberHex`, `.Subject.CommonName`, `.DNSNames` (a list), `.URISanSelectors.<key>`, \
+         `.SVIDPathTrimmed` (spiffe mode). [Templates](node-attestors.md#agent-path-templates).",
     ),
     field(
         "node_attestor.x509pop.spiffe_prefix",
@@ -304,6 +305,155 @@ pub const FIELDS: &[Field] = &[
         "true or false",
         "`false`",
         "Require the caller's address to be among the certificate's IP addresses.",
+    ),
+    field(
+        "node_attestor.sshpop.cert_authorities",
+        "list of strings",
+        "required, or the next",
+        "Keys that sign the certificates of SSH hosts, each as in an `authorized_keys` file.",
+    ),
+    field(
+        "node_attestor.sshpop.cert_authorities_path",
+        "path",
+        "none",
+        "A file with such keys, one a line. Both together are trusted.",
+    ),
+    field(
+        "node_attestor.sshpop.canonical_domain",
+        "domain",
+        "none",
+        "The domain in which the certificate's first principal must be. It is cut off for `.Hostname`.",
+    ),
+    field(
+        "node_attestor.sshpop.agent_path_template",
+        "template",
+        "`/{{ .PluginName }}/{{ .Fingerprint }}`",
+        "Path of the agent's SPIFFE ID below `/spire/agent`. Known names: `.PluginName`, `.Fingerprint` (SHA-256 of the certificate, \
+         base64url), `.Hostname`, `.KeyId`, `.Serial`, `.ValidPrincipals` (a list). [Templates](node-attestors.md#agent-path-templates).",
+    ),
+    field(
+        "node_attestor.http_challenge.allowed_dns_patterns",
+        "list of regular expressions",
+        "all names",
+        "Host names that may attest. A pattern matches anywhere in a name: write `^` and `$` around it.",
+    ),
+    field(
+        "node_attestor.http_challenge.required_port",
+        "number",
+        "any",
+        "The only port on which agents may serve the challenge.",
+    ),
+    field(
+        "node_attestor.http_challenge.allow_non_root_ports",
+        "true or false",
+        "`true`",
+        "Accept ports from 1024 on, which any user of a host can open.",
+    ),
+    field(
+        "node_attestor.http_challenge.tofu",
+        "true or false",
+        "`true`",
+        "Trust the first agent of a host name and no second one until it is deleted. Can be `false` only with ports below 1024.",
+    ),
+    field(
+        "node_attestor.http_challenge.allow_local_addresses",
+        "true or false",
+        "`false`",
+        "Call names that lead to loopback and link-local addresses as well. Not in SPIRE, which calls any.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].name",
+        "letters, digits and `-`",
+        "required",
+        "What the issuer is called: `.Issuer` in templates.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].url",
+        "URL",
+        "required",
+        "The `iss` claim of its tokens, to the letter.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].audiences",
+        "list of strings",
+        "required",
+        "A token must have one of these in `aud`. Use one that is for this server alone.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].jwks_path",
+        "path",
+        "none",
+        "A file with the issuer's JSON Web Key Set. It is read again while tokens come in, at most every 10 s.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].jwks_url",
+        "https URL",
+        "found by OpenID Connect Discovery at `url`",
+        "Where the key set is fetched from.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].ca_path",
+        "path",
+        "those of the system",
+        "PEM with the certificate authorities of the servers that keys are fetched from.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].fetch_token_path",
+        "path",
+        "none",
+        "A file with a bearer token to show when fetching; read each time.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].refresh",
+        "duration",
+        "`1h`",
+        "How long fetched keys are used before they are fetched again, `1m` to `24h`. A token that names an unknown key has them \
+         fetched at once, at most every 10 s. When fetching fails the last keys stay in use.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].algorithms",
+        "list of JOSE names",
+        "`[\"RS256\", \"ES256\", \"ES384\"]`",
+        "Accepted signatures; also known are `RS384`, `RS512`, `PS256`, `PS384`, `PS512`.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].leeway",
+        "duration",
+        "`1m`",
+        "What the issuer's clock may differ by, at most `5m`.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].max_age",
+        "duration",
+        "`1h`",
+        "How long ago a token may have been issued (`iat`), at most `24h`, however long it would be valid.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].required_claims",
+        "table: claim to list of values",
+        "none",
+        "Claims that a token must have, each with one of the values, in which `*` stands for anything. A claim is a name, or a JSON \
+         pointer such as `/kubernetes.io/namespace`.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].selectors",
+        "table: name to claim",
+        "none",
+        "Selectors `oidc:<name>:<value>` from claims; a list gives one for each value. There is always `oidc:issuer:<url>`.",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].agent_path_template",
+        "template",
+        "required",
+        "Path of the agent's SPIFFE ID below `/spire/agent`; it starts with `/oidc/`. Known names: `.PluginName`, `.TrustDomain`, `.Issuer`, \
+         `.Claims.<name>`, `index .Claims \"<claim>\"`. What comes out of a placeholder is escaped. \
+         [Templates](node-attestors.md#agent-path-templates).",
+    ),
+    field(
+        "node_attestor.oidc.issuers[].reattestable",
+        "true or false",
+        "`true`",
+        "Agents attest again with a fresh token. `false`: the first one with an ID is trusted and renews its SVID.",
     ),
     field(
         "ratelimit.attestation",
@@ -403,7 +553,11 @@ pub fn markdown() -> String {
         let (head, key) = field.key.rsplit_once('.').unwrap_or(("", field.key));
         if section != Some(head) {
             section = Some(head);
-            let title = if head.is_empty() { "Top level".to_owned() } else { format!("`[{head}]`") };
+            let title = match head.strip_suffix("[]") {
+                _ if head.is_empty() => "Top level".to_owned(),
+                Some(list) => format!("`[[{list}]]`"),
+                None => format!("`[{head}]`"),
+            };
             let _ = write!(page, "\n## {title}\n\n| key | value | default | meaning |\n|---|---|---|---|\n");
         }
         let _ = writeln!(page, "| `{key}` | {} | {} | {} |", field.kind, field.default, field.doc);

@@ -4,7 +4,12 @@
 //! has, what is known of it (selectors), and whether it could prove all that again. Everything after that (bans,
 //! signing, the record) is the same for all and happens in [`crate::attestation`].
 
+pub mod http_challenge;
 pub mod join_token;
+mod json;
+pub mod oidc;
+pub mod sshpop;
+pub mod template;
 pub mod x509pop;
 
 use std::collections::BTreeMap;
@@ -84,6 +89,21 @@ pub trait NodeAttestor: Send + Sync {
         attempt: Attempt<'_>,
         conversation: &mut dyn Conversation,
     ) -> Result<Attested, AttestError>;
+
+    /// What a payload that was attested uses up, so that it attests no second time; nothing for most attestors. It is used
+    /// up in the write that records the node, so a refusal uses up nothing.
+    fn spends(&self, _attempt: Attempt<'_>) -> Option<Spent> {
+        None
+    }
+}
+
+/// Something that is good once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// What it is remembered by.
+    pub fingerprint: [u8; 32],
+    /// Until when it could be presented again.
+    pub until: Timestamp,
 }
 
 /// The attestors that are configured, by name.

@@ -19,6 +19,8 @@ use bonafide_pki::{KeyAlgorithm, PublicKey, Random, VerificationAlgorithm, pem, 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
+use super::json::{Base64, base64, to_base64};
+use super::template::{Field, FieldKind, Output, Template, TemplateError, Value};
 use super::{Attempt, AttestError, Attested, Conversation, NodeAttestor};
 use crate::config::X509PopSettings;
 use crate::store::State;
@@ -37,78 +39,33 @@ pub enum Mode {
 }
 
 /// How the path of an agent ID is made, below `/spire/agent`.
-///
-/// A subset of the templates that SPIRE takes: text and `{{ .Name }}`. The names are listed in [`Placeholder`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentPathTemplate(Vec<Piece>);
+pub struct AgentPathTemplate(Template);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Piece {
-    Text(String),
-    Name(Placeholder),
-}
-
-/// What a template can name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placeholder {
-    /// `x509pop`
-    PluginName,
-    /// The trust domain.
-    TrustDomain,
-    /// SHA-1 of the certificate, hexadecimal.
-    Fingerprint,
-    /// The certificate's serial number, hexadecimal, of even length.
-    SerialNumberHex,
-    /// The first common name of the certificate's subject.
-    CommonName,
-    /// The path of the SVID without the configured prefix; in the spiffe mode only.
-    SvidPathTrimmed,
-}
-
-const PLACEHOLDERS: [(&str, Placeholder); 6] = [
-    (".PluginName", Placeholder::PluginName),
-    (".TrustDomain", Placeholder::TrustDomain),
-    (".Fingerprint", Placeholder::Fingerprint),
-    (".SerialNumberHex", Placeholder::SerialNumberHex),
-    (".Subject.CommonName", Placeholder::CommonName),
-    (".SVIDPathTrimmed", Placeholder::SvidPathTrimmed),
+const FIELDS: [Field; 8] = [
+    Field::constant(".PluginName"),
+    Field::constant(".TrustDomain"),
+    Field::of_node(".Fingerprint", FieldKind::Text),
+    Field::of_node(".SerialNumberHex", FieldKind::Text),
+    Field::of_node(".Subject.CommonName", FieldKind::Text),
+    Field::of_node(".DNSNames", FieldKind::List),
+    Field::of_node(".URISanSelectors", FieldKind::Map),
+    // In the spiffe mode only. The path is one of an SVID that was verified, so its slashes are right.
+    Field { name: SVID_PATH, kind: FieldKind::Text, distinguishes: true, path: true },
 ];
-
-/// Why a template is refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TemplateError {
-    /// `{{` without `}}`.
-    #[error("there is a {{{{ without }}}}")]
-    Unclosed,
-    /// Not one of the known names.
-    #[error(
-        "{0:?} is not one of .PluginName, .TrustDomain, .Fingerprint, .SerialNumberHex, .Subject.CommonName, .SVIDPathTrimmed"
-    )]
-    UnknownName(String),
-    /// A name that says something only in the spiffe mode.
-    #[error(".SVIDPathTrimmed exists in the spiffe mode only")]
-    SpiffeOnly,
-    /// Two different certificates would get the same agent ID.
-    #[error("must name something of the certificate, or all nodes would be one agent")]
-    Constant,
-    /// Paths start with a slash.
-    #[error("must start with a slash")]
-    NoSlash,
-}
+const SVID_PATH: &str = ".SVIDPathTrimmed";
 
 impl AgentPathTemplate {
     /// The template that holds when none is configured.
+    ///
+    /// # Panics
+    /// Never: both are templates.
     pub fn default_for(mode: Mode) -> Self {
-        let own = match mode {
-            Mode::ExternalPki => Placeholder::Fingerprint,
-            Mode::Spiffe => Placeholder::SvidPathTrimmed,
+        let text = match mode {
+            Mode::ExternalPki => "/{{ .PluginName }}/{{ .Fingerprint }}",
+            Mode::Spiffe => "/{{ .PluginName }}/{{ .SVIDPathTrimmed }}",
         };
-        Self(vec![
-            Piece::Text("/".to_owned()),
-            Piece::Name(Placeholder::PluginName),
-            Piece::Text("/".to_owned()),
-            Piece::Name(own),
-        ])
+        Self::parse(text, mode).expect("the default is a template")
     }
 
     /// Reads a template.
@@ -116,49 +73,14 @@ impl AgentPathTemplate {
     /// # Errors
     /// Why it would not give each node an ID of its own.
     pub fn parse(text: &str, mode: Mode) -> Result<Self, TemplateError> {
-        if !text.starts_with('/') {
-            return Err(TemplateError::NoSlash);
-        }
-        let mut pieces = Vec::new();
-        let mut rest = text;
-        while let Some((before, after)) = rest.split_once("{{") {
-            if !before.is_empty() {
-                pieces.push(Piece::Text(before.to_owned()));
-            }
-            let (name, after) = after.split_once("}}").ok_or(TemplateError::Unclosed)?;
-            let name = name.trim();
-            let (_, placeholder) = PLACEHOLDERS
-                .iter()
-                .find(|(known, _)| *known == name)
-                .ok_or_else(|| TemplateError::UnknownName(name.to_owned()))?;
-            if *placeholder == Placeholder::SvidPathTrimmed && mode != Mode::Spiffe {
-                return Err(TemplateError::SpiffeOnly);
-            }
-            pieces.push(Piece::Name(*placeholder));
-            rest = after;
-        }
-        if !rest.is_empty() {
-            pieces.push(Piece::Text(rest.to_owned()));
-        }
-        let constant = |piece: &Piece| {
-            matches!(piece, Piece::Text(_) | Piece::Name(Placeholder::PluginName | Placeholder::TrustDomain))
+        let fields = match mode {
+            Mode::ExternalPki => &FIELDS[..FIELDS.len() - 1],
+            Mode::Spiffe => &FIELDS[..],
         };
-        if pieces.iter().all(constant) {
-            return Err(TemplateError::Constant);
-        }
-        Ok(Self(pieces))
-    }
-
-    fn names(&self, placeholder: Placeholder) -> bool {
-        self.0.contains(&Piece::Name(placeholder))
-    }
-
-    fn render(&self, value: impl Fn(Placeholder) -> String) -> String {
-        let piece = |piece: &Piece| match piece {
-            Piece::Text(text) => text.clone(),
-            Piece::Name(placeholder) => value(*placeholder),
-        };
-        self.0.iter().map(piece).collect()
+        Template::parse(text, fields).map(Self).map_err(|error| match error {
+            TemplateError::UnknownName { name, .. } if name == SVID_PATH => TemplateError::SpiffeOnly,
+            error => error,
+        })
     }
 }
 
@@ -318,6 +240,14 @@ impl X509Pop {
         if key.verify(algorithm, &message, &signature) { Ok(()) } else { Err(failed()) }
     }
 
+    /// Keys and values of the URIs that were made to be selectors.
+    fn uri_selectors<'a>(&self, leaf: &'a CertificateInfo) -> Vec<(&'a str, &'a str)> {
+        let prefix = format!("x509pop://{}/", self.trust_domain);
+        let parts = |uri: &'a String| uri.strip_prefix(&prefix).and_then(|rest| rest.split_once('/'));
+        let whole = |(key, value): &(&str, &str)| !key.is_empty() && !value.is_empty();
+        leaf.uris.iter().filter_map(parts).filter(whole).collect()
+    }
+
     fn selectors(&self, leaf: &CertificateInfo, path: &[Vec<u8>]) -> Result<SelectorSet, AttestError> {
         let mut values = BTreeSet::new();
         if let Some(name) = leaf.common_name.as_ref().filter(|name| !name.is_empty()) {
@@ -325,13 +255,8 @@ impl X509Pop {
         }
         values.extend(path.iter().skip(1).map(|der| format!("ca:fingerprint:{}", fingerprint(der))));
         values.insert(format!("serialnumber:{}", HEXLOWER.encode(leaf.serial.as_be_bytes())));
-        let prefix = format!("x509pop://{}/", self.trust_domain);
-        for uri in &leaf.uris {
-            let parts = uri.strip_prefix(&prefix).and_then(|rest| rest.split_once('/'));
-            if let Some((key, value)) = parts.filter(|(key, value)| !key.is_empty() && !value.is_empty()) {
-                values.insert(format!("san:{key}:{value}"));
-            }
-        }
+        let sans = self.uri_selectors(leaf);
+        values.extend(sans.iter().map(|(key, value)| format!("san:{key}:{value}")));
         values
             .iter()
             .map(|value| Selector::new(NAME, value))
@@ -367,27 +292,27 @@ impl NodeAttestor for X509Pop {
         let (path, trimmed) = self.verify(&chain, attempt.now)?;
         self.prove(&key, conversation).await?;
 
-        let name = leaf.common_name.clone().unwrap_or_default();
-        // The text in it is the node's rather than the operator's: it must not reach beyond its place in the path, where
-        // the names of other nodes and of other attestors are.
-        if self.settings.agent_path_template.names(Placeholder::CommonName)
-            && (name.is_empty() || name.contains('/'))
-        {
-            return Err(invalid(format!("the common name {name:?} cannot be a part of an agent path")));
-        }
-        let serial = HEXLOWER.encode(leaf.serial.as_be_bytes());
-        let suffix = self.settings.agent_path_template.render(|placeholder| match placeholder {
-            Placeholder::PluginName => NAME.to_owned(),
-            Placeholder::TrustDomain => self.trust_domain.to_string(),
-            Placeholder::Fingerprint => fingerprint(&chain[0]),
-            Placeholder::SerialNumberHex => serial.clone(),
-            Placeholder::CommonName => name.clone(),
-            Placeholder::SvidPathTrimmed => trimmed.clone().unwrap_or_default(),
-        });
-        let id = self
-            .trust_domain
-            .agent_id(suffix.trim_start_matches('/'))
-            .map_err(|error| invalid(format!("the agent path {suffix:?} is no SPIFFE ID path: {error}")))?;
+        let sans = self.uri_selectors(&leaf);
+        let values = |name: &'static str, key: Option<&str>| {
+            Some(Value::Text(match (name, key) {
+                (".PluginName", _) => NAME.to_owned(),
+                (".TrustDomain", _) => self.trust_domain.to_string(),
+                (".Fingerprint", _) => fingerprint(&chain[0]),
+                (".SerialNumberHex", _) => HEXLOWER.encode(leaf.serial.as_be_bytes()),
+                (".Subject.CommonName", _) => leaf.common_name.clone().unwrap_or_default(),
+                (".DNSNames", _) => return Some(Value::List(leaf.dns_names.clone())),
+                (".URISanSelectors", Some(key)) => {
+                    sans.iter().find(|(known, _)| *known == key).map(|(_, value)| (*value).to_owned())?
+                }
+                (SVID_PATH, _) => trimmed.clone()?,
+                _ => return None,
+            }))
+        };
+        let refused = |error: &dyn fmt::Display| invalid(format!("failed to create agent ID: {error}"));
+        let template = &self.settings.agent_path_template.0;
+        let suffix = template.render(Output::Checked, &values).map_err(|error| refused(&error))?;
+        let id =
+            self.trust_domain.agent_id(suffix.trim_start_matches('/')).map_err(|error| refused(&error))?;
         Ok(Attested { id, selectors: self.selectors(&leaf, &path)?, can_reattest: true })
     }
 }
@@ -457,20 +382,6 @@ fn integer(bytes: &[u8]) -> Option<Vec<u8>> {
 
 const NONCE: usize = 32;
 
-/// Bytes as Go's JSON has them: standard base64 with padding, or null for none.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
-struct Base64(#[serde(deserialize_with = "base64")] Vec<u8>);
-
-fn base64<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
-    data_encoding::BASE64.decode(text.as_bytes()).map_err(serde::de::Error::custom)
-}
-
-fn to_base64<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&data_encoding::BASE64.encode(bytes))
-}
-
 #[derive(Deserialize)]
 struct Payload {
     #[serde(alias = "Certificates", default)]
@@ -526,15 +437,15 @@ mod tests {
             parse("/{{ .PluginName }}/{{.Fingerprint}}").unwrap(),
             AgentPathTemplate::default_for(Mode::ExternalPki)
         );
-        assert_eq!(
-            parse("/nodes/{{ .Subject.CommonName }}").unwrap().render(|_| "n1".to_owned()),
-            "/nodes/n1"
-        );
+        for usual in
+            ["/cn/{{ .Subject.CommonName }}", "/r/{{ .URISanSelectors.rack }}", "/{{ index .DNSNames 0 }}"]
+        {
+            parse(usual).unwrap();
+        }
         assert_eq!(parse("nodes/{{ .Fingerprint }}"), Err(TemplateError::NoSlash));
-        assert_eq!(parse("/x/{{ .PluginName }}"), Err(TemplateError::Constant));
-        assert_eq!(parse("/x/{{ .Fingerprint"), Err(TemplateError::Unclosed));
+        assert_eq!(parse("/x/{{ .PluginName }}{{ .TrustDomain }}"), Err(TemplateError::Constant));
         assert_eq!(parse("/{{ .SVIDPathTrimmed }}"), Err(TemplateError::SpiffeOnly));
-        assert_eq!(parse("/{{ .Foo }}"), Err(TemplateError::UnknownName(".Foo".to_owned())));
+        AgentPathTemplate::default_for(Mode::Spiffe);
     }
 
     #[test]

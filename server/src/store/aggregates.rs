@@ -73,6 +73,34 @@ pub trait JoinTokens {
     fn tokens_prune(&mut self, now: Timestamp, limit: usize) -> Result<usize, StoreError>;
 }
 
+/// Tokens of foreign issuers that have attested a node, so that none does so again.
+pub trait SpentTokens {
+    /// Notes a token by its fingerprint; it is remembered `until` it would be refused anyway.
+    fn spend(
+        &mut self,
+        fingerprint: &[u8; 32],
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Spending, StoreError>;
+
+    /// Forgets up to `limit` tokens whose time is over and says how many.
+    fn spent_prune(&mut self, now: Timestamp, limit: usize) -> Result<usize, StoreError>;
+}
+
+/// What became of the attempt to use a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spending {
+    /// It had not been used before, and is now.
+    First,
+    /// It had been used.
+    Again,
+    /// [`MAX_SPENT`] tokens are remembered and none can be forgotten yet.
+    Full,
+}
+
+/// Used tokens that are remembered at once: some 15 MB in the database, nothing in memory.
+pub const MAX_SPENT: i64 = 200_000;
+
 /// Federation relationships.
 pub trait Relationships {
     /// The relationship with this trust domain.

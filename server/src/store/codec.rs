@@ -417,6 +417,22 @@ pub(super) fn read_token(payload: &[u8]) -> Decoded<JoinToken> {
     })
 }
 
+/// A used token of a foreign issuer; its fingerprint is the key.
+#[derive(Clone, PartialEq, Message)]
+struct SpentRecord {
+    #[prost(sint64, tag = "1")]
+    until: i64,
+}
+
+pub(super) fn spent(until: Timestamp) -> Vec<u8> {
+    SpentRecord { until: until.unix_millis() }.encode_to_vec()
+}
+
+pub(super) fn read_spent(payload: &[u8]) -> Decoded<Timestamp> {
+    let record: SpentRecord = parse("used token", payload)?;
+    Ok(Timestamp::from_unix_millis(record.until))
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct JournalMessage {
     /// 1 X.509, 2 JWT, 3 WIT.
@@ -647,6 +663,7 @@ pub(super) fn rewritten(table: Table, payload: &[u8]) -> Decoded<Vec<u8>> {
         Table::Journal => read_journal(payload).map(|read| journal(&read)),
         Table::Issuance => read_issuance(payload).map(|read| issuance(&read)),
         Table::Change => read_changes(payload).map(|(first, read)| changes(first, &read)),
+        Table::Spent => read_spent(payload).map(spent),
     }
 }
 

@@ -48,6 +48,7 @@ pub(super) fn load(
     let mut tables = Tables::default();
     let mut change_log: Vec<(u64, Vec<Change>)> = Vec::new();
     let mut tokens = 0;
+    let mut spent = 0;
     let mut tally = Tally::default();
 
     // Filling the index costs as much as reading and decoding, so it goes on beside them.
@@ -91,6 +92,7 @@ pub(super) fn load(
                 match table {
                     Table::Header | Table::Journal | Table::Issuance => {}
                     Table::Token => tokens += 1,
+                    Table::Spent => spent += 1,
                     Table::Entry => {
                         let row = key[1..].try_into().map_err(|_| corrupt("an entry has no row".into()))?;
                         let entry = reader.read(opened.payload).map_err(unreadable)?;
@@ -162,6 +164,7 @@ pub(super) fn load(
     let (changes, change_records) = changes(change_log, header.epoch).map_err(corrupt)?;
     tables.changes = changes;
     let state = State::new(trust_domain.clone(), entries, tables);
+    state.count_spent(spent);
     Ok(Loaded { header, state, change_records, tokens })
 }
 

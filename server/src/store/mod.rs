@@ -39,7 +39,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 pub use aggregates::{
     Bundles, Change, ChangeLog, EndpointProfile, Entries, FederationRelationship, Issuance, IssuedSvid,
-    JoinTokens, Journal, JournalRecord, Nodes, Relationships, SvidKind,
+    JoinTokens, Journal, JournalRecord, MAX_SPENT, Nodes, Relationships, Spending, SpentTokens, SvidKind,
 };
 pub use backup::{BackupInfo, Existing, restore, verify_backup};
 pub use error::StoreError;

@@ -29,6 +29,8 @@ pub(super) enum Table {
     Issuance = b'i',
     /// Changes by epoch.
     Change = b'c',
+    /// Tokens of foreign issuers that were used, by fingerprint.
+    Spent = b'u',
 }
 
 impl Table {
@@ -54,6 +56,7 @@ impl Table {
             b'j' => Self::Journal,
             b'i' => Self::Issuance,
             b'c' => Self::Change,
+            b'u' => Self::Spent,
             _ => return None,
         })
     }

@@ -8,6 +8,7 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::ops::{Bound, Deref};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bonafide_identity::{AttestedNode, Bundle, Entry, EntryId, EntryIndex, SpiffeId, TrustDomain};
@@ -26,6 +27,7 @@ pub struct State {
     tables: RwLock<Tables>,
     epoch: watch::Sender<u64>,
     bundles: watch::Sender<u64>,
+    spent: AtomicI64,
 }
 
 #[derive(Default)]
@@ -151,6 +153,7 @@ impl State {
             tables: RwLock::new(tables),
             epoch: watch::Sender::new(epoch),
             bundles: watch::Sender::new(epoch),
+            spent: AtomicI64::new(0),
         }
     }
 
@@ -158,8 +161,19 @@ impl State {
         read(&self.tables)
     }
 
+    /// Used tokens that are remembered in the database.
+    pub(super) fn spent(&self) -> i64 {
+        self.spent.load(Ordering::Relaxed)
+    }
+
+    /// Adds to the used tokens that are remembered.
+    pub(super) fn count_spent(&self, more: i64) {
+        self.spent.fetch_add(more, Ordering::Relaxed);
+    }
+
     /// Shows a commit to the readers, all of it at once, and wakes those who wait.
     pub(super) fn apply(&self, commit: Applied) {
+        self.count_spent(commit.spent);
         let epoch = {
             let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
             let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
@@ -216,6 +230,8 @@ pub(super) struct Applied {
     pub(super) relationships: HashMap<TrustDomain, (u64, Option<Arc<FederationRelationship>>)>,
     pub(super) changes: Vec<Change>,
     pub(super) bundles_changed: bool,
+    /// Used tokens more (or fewer) than before.
+    pub(super) spent: i64,
 }
 
 /// Values by key and by row.

@@ -19,7 +19,7 @@ use bonafide_identity::{
 use super::StoreError;
 use super::aggregates::{
     Bundles, Change, ChangeLog, Entries, FederationRelationship, Issuance, IssuedSvid, JoinTokens, Journal,
-    JournalRecord, Nodes, Relationships,
+    JournalRecord, MAX_SPENT, Nodes, Relationships, Spending, SpentTokens,
 };
 use super::codec::{self, DecodeError};
 use super::kv::{KeyValue, Range};
@@ -54,6 +54,7 @@ impl Overlay {
         self.applied.relationships.extend(unit.applied.relationships);
         self.applied.changes.extend(unit.applied.changes);
         self.applied.bundles_changed |= unit.applied.bundles_changed;
+        self.applied.spent += unit.applied.spent;
         self.payloads.extend(unit.payloads);
         self.bytes += unit.bytes;
         for (key, mut ids) in unit.similar {
@@ -373,6 +374,38 @@ impl JoinTokens for Unit<'_> {
     }
 }
 
+impl SpentTokens for Unit<'_> {
+    fn spend(
+        &mut self,
+        fingerprint: &[u8; 32],
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Spending, StoreError> {
+        let key = Table::Spent.key(fingerprint);
+        if self.payload(&key)?.is_some() {
+            return Ok(Spending::Again);
+        }
+        let kept = self.state.spent() + self.group.applied.spent + self.own.applied.spent;
+        if kept >= MAX_SPENT && self.spent_prune(now, 1000)? == 0 {
+            return Ok(Spending::Full);
+        }
+        self.own.put(key, codec::spent(until));
+        self.own.applied.spent += 1;
+        Ok(Spending::First)
+    }
+
+    fn spent_prune(&mut self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
+        let past = |payload: &[u8]| Ok(codec::read_spent(payload)? <= now);
+        let found = self.collect(&Table::Spent.all(), limit, past)?;
+        let count = found.len();
+        self.own.applied.spent -= i64::try_from(count).unwrap_or(0);
+        for (key, _) in found {
+            self.own.delete(key);
+        }
+        Ok(count)
+    }
+}
+
 impl Relationships for Unit<'_> {
     fn relationship(&self, trust_domain: &TrustDomain) -> Option<Arc<FederationRelationship>> {
         self.placed_relationship(trust_domain).map(|(_, relationship)| relationship)
@@ -514,4 +547,47 @@ fn journal_key(kind: AuthorityKind, authority_id: &str) -> Vec<u8> {
 /// The first second in which an SVID that ends at `not_after` is surely over, in ascending order of bytes.
 fn issuance_end(not_after: Timestamp) -> [u8; 8] {
     u64::try_from(not_after.unix_seconds()).unwrap_or(0).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use bonafide_testkit::{ManualClock, trust_domain};
+
+    use super::super::{Spending, Store, StoreConfig};
+    use super::*;
+
+    #[tokio::test]
+    async fn used_tokens_are_counted_forgotten_and_bounded() {
+        let clock = ManualClock::default();
+        let (store, _) = Store::open(StoreConfig::memory(trust_domain()), Arc::new(clock.as_fn())).unwrap();
+        let now = clock.now();
+        let later = |seconds| now.saturating_add(std::time::Duration::from_secs(seconds));
+        let spend = async |name: u8, until, at| {
+            store.write(move |unit| unit.spend(&[name; 32], until, at)).await.unwrap()
+        };
+        assert_eq!(spend(1, later(10), now).await, Spending::First);
+        assert_eq!(spend(1, later(10), now).await, Spending::Again);
+        assert_eq!(spend(2, later(20), now).await, Spending::First);
+        assert_eq!(store.state().spent(), 2);
+        // A write that fails uses nothing up.
+        let failed = store.write(|unit| {
+            unit.spend(&[3; 32], Timestamp::from_unix_seconds(0), Timestamp::from_unix_seconds(0))?;
+            Err::<(), _>(StoreError::NotFound("agent"))
+        });
+        assert!(failed.await.is_err());
+        assert_eq!(store.state().spent(), 2);
+
+        let prune = async |at| store.write(move |unit| unit.spent_prune(at, 10)).await.unwrap();
+        assert_eq!(prune(later(9)).await, 0);
+        assert_eq!(prune(later(10)).await, 1);
+        assert_eq!((store.state().spent(), prune(later(10)).await), (1, 0));
+        assert_eq!(spend(1, later(10), now).await, Spending::First);
+
+        // As if that many were there: nothing is accepted until one can be forgotten.
+        store.state().count_spent(MAX_SPENT - 2);
+        assert_eq!(spend(4, later(30), now).await, Spending::Full);
+        assert_eq!(spend(2, later(20), now).await, Spending::Again);
+        assert_eq!(spend(4, later(30), later(10)).await, Spending::First);
+        assert_eq!(spend(5, later(30), later(10)).await, Spending::Full);
+    }
 }

@@ -10,7 +10,7 @@ use bonafide_pki::inspect;
 use bonafide_runtime::tasks::{NextRun, Schedule};
 
 use super::Tasks;
-use crate::store::{Bundles, Entries, Issuance, JoinTokens, Nodes, Store, StoreError};
+use crate::store::{Bundles, Entries, Issuance, JoinTokens, Nodes, SpentTokens, Store, StoreError};
 
 /// Which attested nodes are deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,11 @@ pub(super) fn start(
     tasks.start("join token pruning", Schedule::every(5 * MINUTE), move |now| {
         let store = own.clone();
         async move { Ok(done(tokens(&store, now).await?)) }
+    });
+    let own = store.clone();
+    tasks.start("used token pruning", Schedule::every(5 * MINUTE), move |now| {
+        let store = own.clone();
+        async move { Ok(done(spent(&store, now).await?)) }
     });
     let own = store.clone();
     tasks.start("issuance pruning", Schedule::every(MINUTE), move |now| {
@@ -129,6 +134,11 @@ async fn entries(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
 /// Deletes join tokens that nobody used in time.
 async fn tokens(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
     store.write(move |unit| unit.tokens_prune(now, BATCH)).await
+}
+
+/// Forgets tokens of foreign issuers that would be refused by now anyway.
+async fn spent(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
+    store.write(move |unit| unit.spent_prune(now, BATCH)).await
 }
 
 /// Forgets issued SVIDs that have expired.

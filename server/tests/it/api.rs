@@ -2,6 +2,7 @@
 
 mod agents;
 mod attestation;
+mod attestors;
 mod bundles;
 mod entries;
 mod federation;

@@ -409,10 +409,10 @@ fn attestation_status(error: &AttestationError) -> Status {
             AttestError::Gone => Status::cancelled(text),
         },
         AttestationError::ReservedId(_) | AttestationError::Signing(_) => Status::internal(text),
-        AttestationError::Banned => Status::permission_denied(text),
+        AttestationError::Banned | AttestationError::AlreadyUsed(_) => Status::permission_denied(text),
         AttestationError::Csr(_) => Status::invalid_argument(text),
         AttestationError::Store(error) => store_failure("failed to attest", error),
-        AttestationError::Busy => Status::unavailable(text),
+        AttestationError::Busy | AttestationError::NoMemory(_) => Status::unavailable(text),
     }
 }
 

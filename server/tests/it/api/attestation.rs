@@ -293,7 +293,7 @@ async fn attestations_from_one_address_are_limited_and_wait_their_turn() {
 
 // x509pop
 
-fn node_authority() -> TestAuthority {
+pub(super) fn node_authority() -> TestAuthority {
     let clock = ManualClock::default();
     let (from, to) = (
         clock.now().saturating_sub(Duration::from_secs(60)),
@@ -310,24 +310,24 @@ async fn x509pop_server(root: &[u8], more: &str) -> (TestServer, TempDir) {
     (TestServer::start_with(&section).await, files)
 }
 
-struct Node {
+pub(super) struct Node {
     chain: Vec<Vec<u8>>,
     key: PrivateKey,
 }
 
 impl Node {
-    fn new(authority: &TestAuthority, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Self {
+    pub(super) fn new(authority: &TestAuthority, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Self {
         let leaf = authority.issue_with(&bonafide_testkit::id("/node"), change);
         Self { key: PrivateKey::from_pkcs8_der(&leaf.pkcs8).unwrap(), chain: leaf.chain }
     }
 
-    fn payload(&self) -> Vec<u8> {
+    pub(super) fn payload(&self) -> Vec<u8> {
         let certificates: Vec<String> = self.chain.iter().map(|der| BASE64.encode(der)).collect();
         serde_json::to_vec(&json!({ "certificates": certificates })).unwrap()
     }
 
     /// The answer to a challenge, signed over `nonce` (or the challenge's own).
-    fn answer(&self, challenge: &[u8], nonce: Option<&[u8]>) -> Vec<u8> {
+    pub(super) fn answer(&self, challenge: &[u8], nonce: Option<&[u8]>) -> Vec<u8> {
         let challenge: Value = serde_json::from_slice(challenge).unwrap();
         let rsa = matches!(self.key.key_type(), KeyType::Rsa2048 | KeyType::Rsa4096);
         let (asked, other) = match rsa {

@@ -1,0 +1,330 @@
+//! The settings of the node attestors that have more than a switch.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use bonafide_pki::JwsAlgorithm;
+use bonafide_pki::oidc::TokenRules;
+use bonafide_runtime::config::{HumanDuration, Problems};
+use http::Uri;
+use regex::RegexBuilder;
+
+use super::SshPopSettings;
+use super::raw::{RawHttpChallenge, RawIssuer, RawOidc, RawSshPop};
+use crate::node_attestor::http_challenge::HttpChallengeSettings;
+use crate::node_attestor::oidc::claims::{ClaimPath, Pattern};
+use crate::node_attestor::oidc::{self, IssuerSettings, KeySource, acceptable};
+use crate::node_attestor::sshpop;
+
+pub(super) fn sshpop(raw: RawSshPop, problems: &mut Problems<'_>) -> Option<SshPopSettings> {
+    const KEY: &str = "node_attestor.sshpop";
+    problems.check(
+        !raw.cert_authorities.is_empty() || raw.cert_authorities_path.is_some(),
+        format!("{KEY}.cert_authorities"),
+        "is required, or cert_authorities_path: the keys that sign host certificates, as in authorized_keys",
+    );
+    let template = raw.agent_path_template.as_deref().unwrap_or(sshpop::DEFAULT_TEMPLATE);
+    let template = problems.take(format!("{KEY}.agent_path_template"), sshpop::template(template));
+    let canonical_domain = raw.canonical_domain.filter(|domain| !domain.is_empty());
+    problems.check(
+        canonical_domain.as_ref().is_none_or(|domain| !domain.starts_with('.')),
+        format!("{KEY}.canonical_domain"),
+        "is written without a dot in front",
+    );
+    Some(SshPopSettings {
+        cert_authorities: raw.cert_authorities,
+        cert_authorities_path: raw.cert_authorities_path,
+        canonical_domain,
+        agent_path_template: template?,
+    })
+}
+
+pub(super) fn http_challenge(
+    raw: RawHttpChallenge,
+    problems: &mut Problems<'_>,
+) -> Option<HttpChallengeSettings> {
+    const KEY: &str = "node_attestor.http_challenge";
+    let patterns = raw.allowed_dns_patterns.iter().enumerate().map(|(at, text)| {
+        let pattern = RegexBuilder::new(text).size_limit(1 << 20).build();
+        problems.take(format!("{KEY}.allowed_dns_patterns[{at}]"), pattern)
+    });
+    let patterns: Vec<_> = patterns.collect();
+    problems.check(raw.required_port != Some(0), format!("{KEY}.required_port"), "must be at least 1");
+    let tofu = raw.tofu.unwrap_or(true);
+    let by_anyone = match raw.required_port {
+        Some(port) => port >= 1024,
+        None => raw.allow_non_root_ports.unwrap_or(true),
+    };
+    problems.check(
+        tofu || !by_anyone,
+        format!("{KEY}.tofu"),
+        "cannot be false while any user of a host can answer: set required_port below 1024 or allow_non_root_ports = false",
+    );
+    Some(HttpChallengeSettings {
+        allowed_dns_patterns: patterns.into_iter().collect::<Option<_>>()?,
+        required_port: raw.required_port,
+        allow_non_root_ports: raw.allow_non_root_ports.unwrap_or(true),
+        tofu,
+        allow_local_addresses: raw.allow_local_addresses.unwrap_or(false),
+    })
+}
+
+pub(super) fn oidc(raw: RawOidc, problems: &mut Problems<'_>) -> Option<Vec<IssuerSettings>> {
+    const KEY: &str = "node_attestor.oidc.issuers";
+    problems.check(!raw.issuers.is_empty(), KEY, "is required: a table for each issuer");
+    let (mut names, mut urls) = (HashSet::new(), HashSet::new());
+    let mut issuers = Vec::new();
+    for (at, raw) in raw.issuers.into_iter().enumerate() {
+        problems.check(
+            raw.name.as_ref().is_none_or(|name| names.insert(name.clone())),
+            format!("{KEY}[{at}].name"),
+            "is the name of another issuer too: their agents would have the same IDs",
+        );
+        problems.check(
+            raw.url.as_ref().is_none_or(|url| urls.insert(url.clone())),
+            format!("{KEY}[{at}].url"),
+            "is configured twice: only the first would count",
+        );
+        issuers.push(issuer(raw, &format!("{KEY}[{at}]"), problems));
+    }
+    issuers.into_iter().collect()
+}
+
+fn issuer(raw: RawIssuer, key: &str, problems: &mut Problems<'_>) -> Option<IssuerSettings> {
+    let of = |name: &str| format!("{key}.{name}");
+    let name = problems.required(of("name"), raw.name);
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    problems.check(
+        name.as_ref().is_none_or(|name| !name.is_empty() && name.chars().all(plain)),
+        of("name"),
+        "may have letters, digits and - only: it becomes a part of agent IDs",
+    );
+    let url = problems.required(of("url"), raw.url);
+    problems.check(
+        !raw.audiences.is_empty() && raw.audiences.iter().all(|audience| !audience.is_empty()),
+        of("audiences"),
+        "is required: what tokens for this server have in aud",
+    );
+    let keys = keys(url.as_deref(), raw.jwks_path, raw.jwks_url, key, problems);
+    if let Some(KeySource::File(_)) = keys {
+        let unused = [
+            ("ca_path", raw.ca_path.is_some()),
+            ("fetch_token_path", raw.fetch_token_path.is_some()),
+            ("refresh", raw.refresh.is_some()),
+        ];
+        for (name, given) in unused {
+            problems.check(!given, of(name), "has no effect with jwks_path: nothing is fetched");
+        }
+    }
+    let algorithms = match raw.algorithms {
+        None => Some(vec![JwsAlgorithm::Rs256, JwsAlgorithm::Es256, JwsAlgorithm::Es384]),
+        Some(names) => {
+            problems.check(!names.is_empty(), of("algorithms"), "must name at least one algorithm");
+            let parse = |(at, name): (usize, &String)| {
+                let parsed = name.parse::<JwsAlgorithm>().ok().filter(|found| *found != JwsAlgorithm::Es512);
+                let known = "RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384";
+                let parsed = parsed.ok_or_else(|| format!("{name:?} is not one of {known}"));
+                problems.take(format!("{key}.algorithms[{at}]"), parsed)
+            };
+            names.iter().enumerate().map(parse).collect()
+        }
+    };
+    let mut bounded = |name: &str, value: Option<HumanDuration>, default, least: u64, most: u64| {
+        let value = value.map_or(Duration::from_secs(default), |HumanDuration(value)| value);
+        let fits = (Duration::from_secs(least)..=Duration::from_secs(most)).contains(&value);
+        problems.check(fits, of(name), format!("must be from {least}s to {most}s"));
+        value
+    };
+    let leeway = bounded("leeway", raw.leeway, 60, 0, 300);
+    let max_age = bounded("max_age", raw.max_age, 3600, 1, 86_400);
+    let refresh = bounded("refresh", raw.refresh, 3600, 60, 86_400);
+    let mut path = |name: &str, text: &str| problems.take(of(name), ClaimPath::parse(text));
+    let required_claims: Option<Vec<_>> = raw
+        .required_claims
+        .iter()
+        .map(|(claim, values)| {
+            Some((path("required_claims", claim)?, values.iter().map(|value| Pattern::new(value)).collect()))
+        })
+        .collect();
+    let selectors: Option<Vec<_>> =
+        raw.selectors.iter().map(|(name, claim)| Some((name.clone(), path("selectors", claim)?))).collect();
+    for (claim, values) in &raw.required_claims {
+        let text = format!("gives no value for {claim:?}: no token could have one");
+        problems.check(!values.is_empty(), of("required_claims"), text);
+    }
+    for name in raw.selectors.keys() {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        let usable = !name.is_empty() && name.chars().all(plain) && name != "issuer";
+        let text = format!("{name:?}: names have letters, digits, - and _, and issuer is taken");
+        problems.check(usable, of("selectors"), text);
+    }
+    let template = problems.required(of("agent_path_template"), raw.agent_path_template).and_then(|text| {
+        let template = problems.take(of("agent_path_template"), oidc::template(&text))?;
+        // What tokens say must not name the agents of other attestors.
+        problems.check(
+            template.start().starts_with("/oidc/"),
+            of("agent_path_template"),
+            "must start with /oidc/",
+        );
+        Some(template)
+    });
+    Some(IssuerSettings {
+        name: name?,
+        url: url?,
+        keys: keys?,
+        ca_path: raw.ca_path,
+        fetch_token_path: raw.fetch_token_path,
+        refresh,
+        rules: TokenRules { audiences: raw.audiences, algorithms: algorithms?, leeway, max_age },
+        required_claims: required_claims?,
+        selectors: selectors?,
+        agent_path_template: template?,
+        reattestable: raw.reattestable.unwrap_or(true),
+    })
+}
+
+fn keys(
+    issuer: Option<&str>,
+    path: Option<std::path::PathBuf>,
+    url: Option<String>,
+    key: &str,
+    problems: &mut Problems<'_>,
+) -> Option<KeySource> {
+    let mut parse = |name: &str, text: &str| {
+        let url = text.parse::<Uri>().ok().filter(acceptable);
+        let url = url.ok_or("must be an https URL (http on the same machine only), or give jwks_path");
+        problems.take(format!("{key}.{name}"), url)
+    };
+    match (path, url) {
+        (Some(_), Some(_)) => {
+            problems.push(format!("{key}.jwks_url"), "remove this or jwks_path: keys have one source");
+            None
+        }
+        (Some(path), None) => Some(KeySource::File(path)),
+        (None, Some(url)) => parse("jwks_url", &url).map(KeySource::Url),
+        (None, None) => {
+            let document = format!("{}/.well-known/openid-configuration", issuer?.trim_end_matches('/'));
+            parse("url", &document).map(KeySource::Discovery)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bonafide_runtime::config::ConfigError;
+
+    use super::super::Config;
+
+    fn problems(text: &str) -> Vec<String> {
+        let text = format!("trust_domain = \"example.org\"\ndata_dir = \"/x\"\n{text}");
+        match Config::parse(&text, Path::new("server.toml")) {
+            Ok(_) => Vec::new(),
+            Err(ConfigError::Invalid { problems, .. }) => {
+                problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
+            }
+            Err(other) => panic!("expected mistakes, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn sshpop_needs_an_authority_and_a_template_that_is_known() {
+        let with = |text: &str| problems(&format!("[node_attestor.sshpop]\n{text}"));
+        assert!(with("cert_authorities_path = \"/x\"")[..].is_empty());
+        assert!(
+            with(
+                "cert_authorities = [\"k\"]\nagent_path_template = \"/static/{{ index .ValidPrincipals 0 }}\""
+            )
+            .is_empty()
+        );
+        assert!(with("")[0].starts_with("node_attestor.sshpop.cert_authorities: is required"));
+        let found = with(
+            "cert_authorities = [\"k\"]\ncanonical_domain = \".x\"\nagent_path_template = \"/{{ .Foo }}\"",
+        );
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(
+            found.iter().any(
+                |problem| problem.contains("\".Foo\" is not one of .PluginName, .Fingerprint, .Hostname")
+            )
+        );
+    }
+
+    #[test]
+    fn trust_on_first_use_goes_with_ports_that_anyone_can_open() {
+        let with = |text: &str| problems(&format!("[node_attestor.http_challenge]\n{text}"));
+        for allowed in [
+            "",
+            "tofu = true",
+            "tofu = false\nallow_non_root_ports = false",
+            "tofu = false\nrequired_port = 80",
+        ] {
+            assert_eq!(with(allowed), [""; 0], "{allowed}");
+        }
+        for refused in [
+            "tofu = false",
+            "tofu = false\nallow_non_root_ports = true",
+            "tofu = false\nrequired_port = 1024",
+        ] {
+            assert!(
+                with(refused)[0].starts_with("node_attestor.http_challenge.tofu: cannot be false"),
+                "{refused}"
+            );
+        }
+        assert!(
+            with("allowed_dns_patterns = [\"a\", \"(\"]")[0]
+                .starts_with("node_attestor.http_challenge.allowed_dns_patterns[1]")
+        );
+        assert!(with("allowed_dns_patterns = [\"(\\\\w{1000}){1000}\"]")[0].contains("exceeds size limit"));
+    }
+
+    #[test]
+    fn a_pattern_that_matches_anywhere_is_warned_about() {
+        let text = "trust_domain = \"example.org\"\ndata_dir = \"/x\"\n[node_attestor.http_challenge]\n\
+                    allowed_dns_patterns = [\"^a$\", \"example.org\"]\n";
+        let warnings = Config::parse(text, Path::new("server.toml")).unwrap().warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("example.org matches anywhere"), "{warnings:?}");
+    }
+
+    #[test]
+    fn an_issuer_is_told_all_that_is_wrong_with_it() {
+        const GOOD: &str = "[[node_attestor.oidc.issuers]]\nname = \"a\"\nurl = \"https://issuer.test\"\naudiences = [\"x\"]\n\
+                            agent_path_template = \"/oidc/a/{{ .Claims.sub }}\"\n";
+        assert_eq!(problems(GOOD), [""; 0]);
+        let twice = problems(&format!("{GOOD}{GOOD}"));
+        assert_eq!(twice.len(), 2, "{twice:?}");
+        for (line, start) in [
+            ("name = \"a/b\"", "name: may have letters"),
+            ("url = \"issuer.test\"", "url: must be an https URL"),
+            ("url = \"http://issuer.test\"", "url: must be an https URL"),
+            ("audiences = []", "audiences: is required"),
+            ("agent_path_template = \"/x/{{ .Claims.sub }}\"", "agent_path_template: must start with /oidc/"),
+            (
+                "agent_path_template = \"/oidc/{{ .Issuer }}\"",
+                "agent_path_template: must name something of the node",
+            ),
+            ("jwks_url = \"http://issuer.test/keys\"", "jwks_url: must be an https URL"),
+            ("algorithms = [\"HS256\"]", "algorithms[0]: \"HS256\" is not one of"),
+            ("algorithms = [\"none\"]", "algorithms[0]: \"none\" is not one of"),
+            ("algorithms = []", "algorithms: must name"),
+            ("leeway = \"6m\"", "leeway: must be from 0s to 300s"),
+            ("max_age = \"2d\"", "max_age: must be from 1s to 86400s"),
+            ("refresh = \"1s\"", "refresh: must be from 60s to 86400s"),
+            ("required_claims = { \"/a//b\" = [\"x\"] }", "required_claims: \"/a//b\" has an empty name"),
+            ("required_claims = { a = [] }", "required_claims: gives no value"),
+            ("selectors = { \"a:b\" = \"sub\" }", "selectors: \"a:b\": names have"),
+            ("selectors = { issuer = \"sub\" }", "selectors: \"issuer\": names have"),
+            ("jwks_path = \"/x\"\nrefresh = \"1h\"", "refresh: has no effect with jwks_path"),
+        ] {
+            let key = line.split(' ').next().unwrap();
+            let rest: String =
+                GOOD.lines().filter(|kept| !kept.starts_with(key)).map(|kept| format!("{kept}\n")).collect();
+            let found = problems(&format!("{rest}{line}\n"));
+            assert_eq!(found.len(), 1, "{line}: {found:?}");
+            let expected = format!("node_attestor.oidc.issuers[0].{start}");
+            assert!(found[0].starts_with(&expected), "{line}: {found:?}");
+        }
+        assert!(problems("[node_attestor.oidc]")[0].starts_with("node_attestor.oidc.issuers: is required"));
+    }
+}

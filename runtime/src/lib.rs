@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod executor;
 pub mod health;
+pub mod import;
 pub mod listener;
 pub mod shutdown;
 pub mod tasks;

@@ -3,6 +3,7 @@
 //! [`raw`] is the file as it is written, where nearly everything may be absent; [`Config`] is what it means. The step
 //! between them takes defaults and checks what types cannot say.
 
+pub mod import;
 mod keys;
 mod raw;
 

@@ -216,7 +216,11 @@ impl Parser<'_> {
                 other => {
                     return refuse(
                         place,
-                        format!("after the key {:?}, \"=\" or \"{{\" was expected, not {}", keys[0].0, other.name()),
+                        format!(
+                            "after the key {:?}, \"=\" or \"{{\" was expected, not {}",
+                            keys[0].0,
+                            other.name()
+                        ),
                     );
                 }
             }

@@ -4,6 +4,7 @@
 //! `docs/reference/configuration-server.md` is generated from [`reference::FIELDS`], and a test holds both it and the
 //! reader to the same set of keys, so that no option is undocumented and none is documented that does nothing.
 
+pub mod import;
 mod raw;
 pub mod reference;
 

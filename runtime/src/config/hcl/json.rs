@@ -125,7 +125,9 @@ impl Reader<'_> {
                 None | Some('\n') => return refuse(opened, "this string is not closed on its line"),
                 Some('"') => return Ok(text),
                 Some('\\') => {
-                    let Some(c) = self.escape() else { return refuse(place, "this escape sequence is unknown") };
+                    let Some(c) = self.escape() else {
+                        return refuse(place, "this escape sequence is unknown");
+                    };
                     text.push(c);
                 }
                 Some(c) if c < ' ' => return refuse(place, "control characters in strings must be escaped"),

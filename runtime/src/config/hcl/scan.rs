@@ -124,8 +124,8 @@ impl<'a> Scanner<'a> {
             '<' => Token::Text(self.heredoc()?),
             '-' | '+' | '0'..='9' => self.number()?,
             c if c == '_' || c.is_alphabetic() => {
-                let word =
-                    self.take_while(|c| c == '_' || c == '-' || c == '.' || c.is_alphabetic() || c.is_numeric());
+                let word = self
+                    .take_while(|c| c == '_' || c == '-' || c == '.' || c.is_alphabetic() || c.is_numeric());
                 match word {
                     "true" => Token::Bool(true),
                     "false" => Token::Bool(false),

@@ -21,7 +21,10 @@ fn both_notations_give_the_same_tree() {
     same("\"quoted key\" = 1\nbare-key.with_2 = -5", r#"{"quoted key":1,"bare-key.with_2":-5}"#);
     same("l = [1, \"a\", [true], { b = 2 },\n# last\n]", r#"{"l":[1,"a",[true],{"b":2}]}"#);
     same("a = 0x1F b = 017 c = 1.5 d = 1e3", r#"{"a":31,"b":15,"c":1.5,"d":1e3}"#);
-    same(r#"a = "\a\b\f\n\r\t\v\\\"\x41\101\u00e9\U0001F600""#, r#"{"a":"\u0007\b\f\n\r\t\u000b\\\"AA\u00e9\ud83d\ude00"}"#);
+    same(
+        r#"a = "\a\b\f\n\r\t\v\\\"\x41\101\u00e9\U0001F600""#,
+        r#"{"a":"\u0007\b\f\n\r\t\u000b\\\"AA\u00e9\ud83d\ude00"}"#,
+    );
     same("a = <<EOF\n one\n  two\nEOF\nb = 1", r#"{"a":" one\n  two\n","b":1}"#);
     same("a = <<-EOF\n    one\n      two\n    EOF\n", r#"{"a":"one\n  two\n"}"#);
     same("a = <<-EOF\n  one\n    EOF\n", r#"{"a":"  one\n"}"#);
@@ -107,7 +110,8 @@ fn documents() -> impl Strategy<Value = Value> {
     let tree = leaf.prop_recursive(4, 40, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Kind::List),
-            prop::collection::vec(("[a-z_ \"\\\\]{0,8}", inner), 0..4).prop_map(move |items| object(items, place)),
+            prop::collection::vec(("[a-z_ \"\\\\]{0,8}", inner), 0..4)
+                .prop_map(move |items| object(items, place)),
         ]
         .prop_map(move |kind| Value { place, kind })
     });
@@ -128,7 +132,8 @@ fn json(value: &Value) -> String {
         Kind::List(values) => format!("[{}]", values.iter().map(json).collect::<Vec<_>>().join(",")),
         Kind::Object(object) => {
             let items = object.items.iter();
-            let items = items.map(|i| format!("{}:{}", serde_json::to_string(&i.key).unwrap(), json(&i.value)));
+            let items =
+                items.map(|i| format!("{}:{}", serde_json::to_string(&i.key).unwrap(), json(&i.value)));
             format!("{{{}}}", items.collect::<Vec<_>>().join(", "))
         }
     }

@@ -6,4 +6,5 @@ mod demo;
 mod durability;
 mod interop;
 mod lifecycle;
+mod migration;
 mod rotation;

@@ -29,6 +29,8 @@ pub mod attestation_payload;
 pub mod config;
 #[cfg(feature = "daemons")]
 pub mod server_records;
+#[cfg(feature = "daemons")]
+pub mod spire_config;
 
 #[cfg(all(test, feature = "daemons"))]
 mod lock;

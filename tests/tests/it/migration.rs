@@ -92,6 +92,20 @@ fn a_trust_domain_moves_to_another_server_without_a_failed_handshake() {
     stop(site.servers.retain_other(OLD));
     dialing.handshakes();
 
+    // 5. Its authorities: nothing that is in use was signed by them.
+    for workload in [&serving, &dialing] {
+        let last = workload.events().into_iter().rfind(|event| event["event"] == "svid").unwrap();
+        assert_eq!((&last["authority"], &last["authorities"]), (&Value::from(new.as_str()), &2.into()));
+    }
+    site.cli(NEW, &["authority", "taint", "x509", &old]);
+    dialing.handshakes();
+    let before = [serving.events().len(), dialing.events().len()];
+    site.cli(NEW, &["authority", "revoke", "x509", &old]);
+    for (workload, before) in [&serving, &dialing].into_iter().zip(before) {
+        workload.wait_after(before, "one authority", |event| (event["authorities"] == 1).then_some(()));
+    }
+    dialing.handshakes();
+
     let events = dialing.events();
     let failed: Vec<&Value> = events.iter().filter(|event| event["event"] == "failed").collect();
     assert!(failed.is_empty(), "{failed:?}");

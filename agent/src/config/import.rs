@@ -219,6 +219,12 @@ fn bootstrap(import: &mut Import<'_>, data_dir: &str) {
     const KEY: &str = "bootstrap.bundle_file";
     let insecure = import.bool("agent.insecure_bootstrap").unwrap_or(false);
     let bundle = import.text("agent.trust_bundle_path");
+    if bundle.is_none() && import.has("agent.trust_bundle_format") {
+        import.moot(
+            "agent.trust_bundle_format",
+            "it says nothing without trust_bundle_path; bootstrap.bundle_file is PEM",
+        );
+    }
     let format = import.text("agent.trust_bundle_format").unwrap_or_else(|| "pem".to_owned());
     let why = "The bundle by which the agent recognises its server must hold the authority of the server that it is going to.";
     match (bundle, insecure) {
@@ -352,10 +358,11 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_here_is_named_without_secrets() {
-        let (_, translation) = import(
+        let (config, translation) = import(
             r#"agent {
               trust_domain = "example.org" server_address = "server" server_port = 8081
               trust_bundle_url = "https://x" join_token = "the-token" log_selectors = ["unix:uid"]
+              trust_bundle_format = "spiffe"
               rebootstrap_mode = "auto" authorized_delegates = ["spiffe://example.org/d"]
               sds { default_svid_name = "x" disable_spiffe_cert_validation = false }
               experimental {
@@ -369,7 +376,9 @@ mod tests {
               WorkloadAttestor "k8s" { plugin_data { token_path = "x" } }
               WorkloadAttestor "docker" { }
               SVIDStore "aws_secretsmanager" { plugin_data { secretaccesskey = "hidden" } }
-            }"#,
+            }
+            health_checks { bind_port = "8080" }
+            telemetry { Prometheus { host = "localhost" } }"#,
         );
         assert_eq!(
             left(&translation),
@@ -389,6 +398,12 @@ mod tests {
             ]
         );
         assert!(!translation.text.contains("hidden"), "{}", translation.text);
+        let file = "./bonafide/bootstrap-bundle.pem".into();
+        assert_eq!(config.bootstrap, BootstrapConfig::Bundle { file, format: BundleFormat::Pem });
+        let moot: Vec<&str> = translation.moot.iter().map(|remark| remark.setting.as_str()).collect();
+        for setting in ["agent.trust_bundle_format", "health_checks.bind_port", "telemetry.Prometheus.host"] {
+            assert!(moot.contains(&setting), "{setting} in {moot:?}");
+        }
         assert_eq!(translation.text.matches("the-token").count(), 1, "{}", translation.text);
     }
 

@@ -132,6 +132,8 @@ fn plan(wanted: Vec<types::Entry>, there: &[types::Entry]) -> Vec<Step> {
                 Step::Refuse(entry, why)
             }
             (Some(old), _) => {
+                // An update may leave its place to an entry that comes later.
+                similar.remove(&likeness(old));
                 similar.insert(like, entry.id.clone());
                 match differences(old, &entry) {
                     changes if changes.is_empty() => Step::Keep,
@@ -356,6 +358,12 @@ mod tests {
         let steps = plan(vec![entry("a", "/w"), entry("a", "/x"), entry("b", "/w"), entry("", "/w")], &[]);
         assert!(matches!(steps[0], Step::Create(_)));
         assert!(steps[1..].iter().all(|step| matches!(step, Step::Refuse(..))), "{steps:?}");
+    }
+
+    #[test]
+    fn an_entry_may_take_the_place_that_another_one_leaves() {
+        let steps = plan(vec![entry("a", "/x"), entry("b", "/w")], &[entry("a", "/w")]);
+        assert!(matches!(steps[..], [Step::Update(..), Step::Create(_)]), "{steps:?}");
     }
 
     #[test]

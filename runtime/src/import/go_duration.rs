@@ -53,7 +53,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
         }
         rest = after;
     }
-    if nanos % 1_000_000 != 0 {
+    if !nanos.is_multiple_of(1_000_000) {
         return Err(format!("{text:?} is finer than a millisecond"));
     }
     u64::try_from(nanos / 1_000_000).map(Duration::from_millis).map_err(|_| bad())

@@ -40,6 +40,17 @@ pub fn health(import: &mut Import<'_>, key: &str) {
             }
         }
     };
+    if !checks {
+        let idle = ["bind_address", "bind_port", "ready_path", "live_path"];
+        for setting in idle.map(|name| format!("health_checks.{name}")) {
+            if import.has(&setting) {
+                import.moot(&setting, "it says nothing without listener_enabled");
+            }
+        }
+    }
+    if metrics.is_none() && import.has("telemetry.Prometheus.host") {
+        import.moot("telemetry.Prometheus.host", "it says nothing without a port");
+    }
     let mut served = None;
     if checks {
         let port = import.integer("health_checks.bind_port").unwrap_or(80);

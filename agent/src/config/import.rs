@@ -1,6 +1,6 @@
 //! What becomes of each setting of SPIRE's `agent.conf`.
 
-use bonafide_runtime::import::Carry::{Left, Moot, To, Used};
+use bonafide_runtime::import::Carry::{Left, LeftBlock, Moot, To, Used};
 use bonafide_runtime::import::Form::{Bool, Duration, Integer, Lower, Text, Texts};
 use bonafide_runtime::import::{Carry, Import, Row, Table, shared};
 
@@ -32,6 +32,14 @@ const WORKLOAD: &str =
 const RATES: &str = "calls of workloads are not limited by rate";
 const BROKER: &str = "the broker API is not offered";
 const PIPE: &str = "named pipes exist on Windows only";
+
+const BROKERS: &[&str] = &[
+    "socket_path",
+    "bind_address",
+    "brokers.id",
+    "brokers.allowed_reference_types.type_url",
+    "brokers.allowed_reference_types.allow_over_tcp",
+];
 
 const ROWS: &[Row] = &[
     row("agent.data_dir", Used),
@@ -96,7 +104,7 @@ const ROWS: &[Row] = &[
     row("agent.experimental.ratelimit.fetch_jwt_bundles", Left(RATES)),
     row("agent.experimental.ratelimit.stream_secrets", Left(RATES)),
     row("agent.experimental.ratelimit.fetch_secrets", Left(RATES)),
-    row("agent.experimental.broker", Left(BROKER)),
+    row("agent.experimental.broker", LeftBlock(BROKER, BROKERS)),
     row("telemetry.Prometheus.host", Used),
     row("telemetry.Prometheus.port", Used),
     row("telemetry.Prometheus.tls", Left("/metrics is plain HTTP: keep it on a loopback or private address")),

@@ -34,6 +34,8 @@ pub enum Carry {
     Moot(&'static str),
     /// It is not carried: the text says why, and what to do instead.
     Left(&'static str),
+    /// A block that is not carried, with the paths that may stand below it: what SPIRE does not know there is a mistake.
+    LeftBlock(&'static str, &'static [&'static str]),
     /// `compose` reads it.
     Used,
 }
@@ -245,12 +247,19 @@ impl Import<'_> {
             let why = format!("stands {} times in the file; the last one counts, as for SPIRE", items.len());
             self.remark(file, Some(place), path, None, &why, Kept::Note);
         }
+        if let Carry::LeftBlock(_, known) = carry {
+            for item in items {
+                self.known(file, known, path, path.len(), &item.value);
+            }
+        }
         match carry {
             Carry::Left(_) if is_off(&value.kind) => {
                 let why = "it is switched off in SPIRE's file";
                 self.remark(file, Some(place), path, Some(&value), why, Kept::Moot);
             }
-            Carry::Left(why) => self.remark(file, Some(place), path, Some(&value), why, Kept::Left),
+            Carry::Left(why) | Carry::LeftBlock(why, _) => {
+                self.remark(file, Some(place), path, Some(&value), why, Kept::Left);
+            }
             Carry::Moot(why) => self.remark(file, Some(place), path, Some(&value), why, Kept::Moot),
             Carry::Used => {
                 self.translation.carried += 1;
@@ -268,6 +277,23 @@ impl Import<'_> {
                 }
                 Err(message) => self.mistake(file, Some(value.place), path, &message),
             },
+        }
+    }
+
+    /// Refuses keys below a block that are not known; `top` keys of the path lead to the block.
+    fn known(&mut self, file: &str, known: &[&str], path: &[String], top: usize, value: &Value) {
+        for item in value.objects().into_iter().flatten().flat_map(|object| &object.items) {
+            let mut path = path.to_vec();
+            path.push(item.key.clone());
+            let below = path.get(top..).unwrap_or_default();
+            if known.iter().any(|pattern| fits(pattern, below, false)) {
+                continue;
+            }
+            if known.iter().any(|pattern| fits(pattern, below, true)) {
+                self.known(file, known, &path, top, &item.value);
+            } else {
+                self.mistake(file, Some(item.place), &path, "SPIRE has no such setting");
+            }
         }
     }
 
@@ -346,7 +372,9 @@ impl Import<'_> {
             return self.mistake(file, Some(item.place), path, "has both plugin_data and plugin_data_file");
         }
         match self.row(path).map(|row| row.carry) {
-            Some(Carry::Left(why)) => self.remark(file, place, path, Some(&plugin.value), why, Kept::Left),
+            Some(Carry::Left(why) | Carry::LeftBlock(why, _)) => {
+                self.remark(file, place, path, Some(&plugin.value), why, Kept::Left);
+            }
             Some(Carry::Moot(why)) => self.remark(file, place, path, None, why, Kept::Moot),
             Some(Carry::To(..) | Carry::Used) => {
                 self.translation.carried += 1;

@@ -1,6 +1,6 @@
 //! What becomes of each setting of SPIRE's `server.conf`.
 
-use bonafide_runtime::import::Carry::{Left, Moot, To, Used};
+use bonafide_runtime::import::Carry::{Left, LeftBlock, Moot, To, Used};
 use bonafide_runtime::import::Form::{Bool, Duration, Integer, Lower, Text, Texts};
 use bonafide_runtime::import::{Carry, Import, Row, Table, shared};
 use toml::Value;
@@ -36,6 +36,23 @@ const PUBLISHER: &str = "bundles are not published by the server: publish what `
                          by a timer";
 const FEDERATION: &str = "federation by bundle endpoints does not exist here: exchange bundles with `bonafide bundle show --format spiffe` \
                           and `bonafide bundle set`";
+
+const BUNDLE_ENDPOINT: &[&str] = &[
+    "address",
+    "port",
+    "refresh_hint",
+    "acme.directory_url",
+    "acme.domain_name",
+    "acme.email",
+    "acme.tos_accepted",
+    "profile.https_spiffe",
+    "profile.https_web",
+];
+const FEDERATES_WITH: &[&str] = &[
+    "bundle_endpoint_url",
+    "bundle_endpoint_profile.https_spiffe.endpoint_spiffe_id",
+    "bundle_endpoint_profile.https_web",
+];
 
 const ROWS: &[Row] = &[
     row("server.admin_ids", To(Texts, "admin_ids")),
@@ -80,8 +97,8 @@ const ROWS: &[Row] = &[
     row("server.profiling_port", Moot(PROFILING)),
     row("server.profiling_freq", Moot(PROFILING)),
     row("server.profiling_names", Moot(PROFILING)),
-    row("server.federation.bundle_endpoint", Left(FEDERATION)),
-    row("server.federation.federates_with.*", Left(FEDERATION)),
+    row("server.federation.bundle_endpoint", LeftBlock(FEDERATION, BUNDLE_ENDPOINT)),
+    row("server.federation.federates_with.*", LeftBlock(FEDERATION, FEDERATES_WITH)),
     row(
         "server.experimental.agent_spiffe_id_as_selector",
         Left(
@@ -508,6 +525,19 @@ mod tests {
             assert!(line.starts_with(start), "{line}");
         }
         assert_eq!(found.len(), 5, "{found:?}");
+        let found = attempt(&format!(
+            "{LEAST}server {{ federation {{\n bundle_endpoint {{ profile \"https_web\" {{ acme {{ x = 1 }} }} prot = 1 }}\n\
+             federates_with \"a.test\" {{ bundle_endpoint_profile \"https_spiffe\" {{ id = 1 }} }} }} }}"
+        ))
+        .unwrap_err();
+        assert_eq!(
+            found,
+            [
+                "server.conf:6:59: server.federation.bundle_endpoint.prot: SPIRE has no such setting",
+                "server.conf:7:68: server.federation.federates_with.a.test.bundle_endpoint_profile.https_spiffe.id: SPIRE has no \
+                 such setting",
+            ]
+        );
         // What only we refuse is reported where SPIRE's file says it.
         let found =
             attempt("server {\n trust_domain = \"Example\"\n data_dir = \"d\"\n ca_key_type = \"x\"\n}")

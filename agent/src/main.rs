@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use bonafide_agent::agent::{Agent, Overrides};
 use bonafide_agent::config::Config;
 use bonafide_runtime::BoxError;
+use bonafide_runtime::import;
 use bonafide_runtime::listener::{forbid_core_dumps, raise_descriptor_limit};
 use bonafide_runtime::shutdown::{Shutdown, on_signals};
 use bonafide_runtime::tasks::chain;
@@ -26,6 +27,23 @@ enum Command {
     Run(ConfigFile),
     /// Check a configuration file and say everything that is wrong with it.
     Validate(ConfigFile),
+    /// Translate a configuration of SPIRE's agent into one of this agent.
+    ///
+    /// Reports on standard error what was not carried over, and exits with 0 when everything was, with 3 when
+    /// something was not, and with 1 when the file is wrong.
+    Import {
+        /// SPIRE's agent.conf, in HCL or JSON; - for standard input.
+        file: PathBuf,
+        /// The file to write, which must not exist; standard output when absent.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replace $NAME and ${NAME} by the environment first, as SPIRE does under -expandEnv.
+        #[arg(long)]
+        expand_env: bool,
+        /// Only report; write nothing.
+        #[arg(long, conflicts_with = "output")]
+        check: bool,
+    },
     /// Print a reference document.
     Reference {
         /// Which one.
@@ -52,6 +70,13 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(file) => run(file),
         Command::Validate(file) => validate(file),
+        Command::Import { file, output, expand_env, check } => {
+            let request = import::Request { input: file, output, expand_env, check };
+            match import::run(&bonafide_agent::config::import::TABLE, &request) {
+                Ok(done) => return done.into(),
+                Err(error) => Err(error),
+            }
+        }
         Command::Reference { document } => {
             match document {
                 Document::Configuration => print!("{}", bonafide_agent::config::reference()),

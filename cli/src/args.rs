@@ -171,6 +171,20 @@ pub(crate) enum Match {
     Any,
 }
 
+/// What to import, and how.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArguments {
+    /// The file, or - for standard input.
+    pub(crate) file: PathBuf,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Put the entries below the parent OLD below NEW instead; repeat it for several. For nodes whose agents have other
+    /// SPIFFE IDs here.
+    #[arg(long, value_name = "OLD=NEW")]
+    pub(crate) reparent: Vec<String>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum EntryCommand {
     /// Create an entry.
@@ -181,11 +195,14 @@ pub(crate) enum EntryCommand {
         #[command(flatten)]
         fields: Box<EntryFields>,
     },
-    /// Create entries from a JSON file of the form {"entries":[…]}, as `spire-server entry create -data` reads it.
-    Import {
-        /// The file, or - for standard input.
-        file: PathBuf,
-    },
+    /// Make entries what a JSON file says: create those that are missing, update those that differ, by identifier.
+    ///
+    /// Reads what `spire-server entry show -output json` prints, what `spire-server entry create -data` reads, and what
+    /// `bonafide entry export` or `bonafide -o json entry list` print. Entries that are not in the file are left alone;
+    /// importing the same file again changes nothing.
+    Import(ImportArguments),
+    /// Print all entries as JSON that `bonafide entry import` and `spire-server entry create -data` read.
+    Export,
     /// Replace an entry: fields that are not given become empty.
     Update {
         /// The entry's identifier.
@@ -325,6 +342,30 @@ pub(crate) enum BundleCommand {
         /// The file with the bundle, or - for standard input.
         #[arg(long, default_value = "-")]
         file: PathBuf,
+        /// The form of the file.
+        #[arg(long, value_enum, default_value = "pem")]
+        format: BundleFormat,
+    },
+    /// Set the bundles of federated trust domains from what `spire-server bundle list` prints with -output json or with
+    /// -format spiffe.
+    Import {
+        /// The file, or - for standard input.
+        file: PathBuf,
+        /// Say what would be done, and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Add authorities to the own bundle, those of another server of this trust domain for instance.
+    ///
+    /// Both sides are SPIRE's API, so the server may be SPIRE's: --server-socket names the one that learns, --from the one
+    /// that is asked. What is there already is left alone.
+    Append {
+        /// The local socket of the server whose bundle is added.
+        #[arg(long, value_name = "PATH", conflicts_with = "file")]
+        from: Option<PathBuf>,
+        /// The file with the authorities, or - for standard input.
+        #[arg(long, required_unless_present = "from")]
+        file: Option<PathBuf>,
         /// The form of the file.
         #[arg(long, value_enum, default_value = "pem")]
         format: BundleFormat,

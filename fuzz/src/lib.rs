@@ -32,6 +32,8 @@ pub mod foreign_token;
 #[cfg(feature = "daemons")]
 pub mod server_records;
 #[cfg(feature = "daemons")]
+pub mod spire_config;
+#[cfg(feature = "daemons")]
 pub mod ssh_host;
 #[cfg(feature = "daemons")]
 pub mod workload_facts;

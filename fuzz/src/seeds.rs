@@ -39,7 +39,7 @@ use crate::{NOW, attestation_payload, server_records, trust_domain};
 type Check = fn(&[u8]) -> bool;
 
 /// The targets by name.
-const TARGETS: [(&str, Check); 14] = [
+const TARGETS: [(&str, Check); 15] = [
     ("agent_store_file", crate::agent_store_file::check),
     ("attestation_payload", crate::attestation_payload::check),
     ("authority_shim", crate::authority_shim::check),
@@ -52,6 +52,7 @@ const TARGETS: [(&str, Check); 14] = [
     ("pem_and_certificate", crate::pem_and_certificate::check),
     ("server_records", crate::server_records::check),
     ("spiffe_id", crate::spiffe_id::check),
+    ("spire_config", crate::spire_config::check),
     ("ssh_host", crate::ssh_host::check),
     ("workload_facts", crate::workload_facts::check),
 ];
@@ -147,6 +148,7 @@ fn seeds(target: &str) -> Seeds {
         "pem_and_certificate" => pem_and_certificate(),
         "server_records" => records(),
         "spiffe_id" => spiffe_id(),
+        "spire_config" => spire_config(),
         "ssh_host" => ssh_host(),
         "workload_facts" => workload_facts(),
         other => panic!("no seeds for {other}"),
@@ -578,6 +580,45 @@ fn workload_facts() -> Seeds {
         ("container.json", container.to_string().into_bytes()),
         ("image.json", format!(r#"{{"Id":"sha256:{b}","RepoTags":null}}"#).into_bytes()),
         ("refused-answer.json", br#"{"message":"No such container"}"#.to_vec()),
+    ]
+    .into()
+}
+
+fn spire_config() -> Seeds {
+    let server = r#"# comment
+server {
+    bind_address = "127.0.0.1", bind_port = "8081" // another
+    trust_domain = "example.org" data_dir = "./.data"
+    admin_ids = ["spiffe://example.org/a",]
+    ca_subject = { country = ["US"] organization = [] }
+    ratelimit { attestation = false }
+    federation { federates_with "a.test" { bundle_endpoint_url = "https://a.test" } }
+    experimental { feature_flags = ["wit-svid"] }
+}
+/* plugins */
+plugins {
+    DataStore "sql" { plugin_data { connection_string = "${DB}" } }
+    KeyManager "memory" { plugin_data = {} }
+    NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "c" max_intermediates = 0x2 } }
+    UpstreamAuthority "disk" { plugin_data { cert_file_path = "c" key_file_path = "k" } }
+}
+telemetry { Prometheus { port = 9988 } }
+health_checks { listener_enabled = true bind_port = "9988" }
+"#;
+    let agent = r#"{"agent": [{"trust_domain": "example.org", "server_address": "h", "server_port": 8081,
+ "trust_bundle_path": "b", "join_token": "t\u00e9", "experimental": {"sync_interval": "1.5s"}}],
+ "plugins": {"WorkloadAttestor": [{"unix": {"plugin_data": {}}}, {"k8s": {"enabled": false}}]}}"#;
+    let agent_hcl = "agent { trust_domain = \"a\" server_address = \"::1\" server_port = 1\ninsecure_bootstrap = true\n\
+                     log_file = <<-EOF\n  x\n  EOF\n}\n";
+    [
+        ("server.conf", server.as_bytes().to_vec()),
+        ("agent.json", agent.as_bytes().to_vec()),
+        ("agent.conf", agent_hcl.as_bytes().to_vec()),
+        ("words.conf", b"a = \"${ \\ \" { } }\\x41\\101\" b = -017 c = 1.5e3 d \"l\" \"m\" { }".to_vec()),
+        ("refused-unclosed.conf", b"a { b = [1, {".to_vec()),
+        ("refused-hcl2.conf", b"a = b.c".to_vec()),
+        ("refused-trailing.json", br#"{"a": [1, 2,]}"#.to_vec()),
+        ("refused-deep.conf", "a = ".bytes().chain("[".repeat(70).bytes()).collect()),
     ]
     .into()
 }

@@ -8,6 +8,7 @@
 //! Structures must carry `#[serde(deny_unknown_fields)]`. A key that must be present is best an `Option` that
 //! [`Problems::required`] checks: serde stops at the first missing field, so only one of them could be listed.
 
+pub mod hcl;
 mod toml_file;
 mod units;
 

@@ -12,6 +12,7 @@ pub mod config;
 pub mod executor;
 pub mod fetch;
 pub mod health;
+pub mod import;
 pub mod listener;
 pub mod shutdown;
 pub mod tasks;

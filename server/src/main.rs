@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bonafide_pki::{Random, SystemRandom};
 use bonafide_runtime::BoxError;
 use bonafide_runtime::clock::{Clock as _, SystemClock};
+use bonafide_runtime::import;
 use bonafide_runtime::listener::{forbid_core_dumps, raise_descriptor_limit};
 use bonafide_runtime::shutdown::on_signals;
 use bonafide_runtime::tasks::chain;
@@ -38,6 +39,23 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Translate a configuration of SPIRE's server into one of this server.
+    ///
+    /// Reports on standard error what was not carried over, and exits with 0 when everything was, with 3 when
+    /// something was not, and with 1 when the file is wrong.
+    Import {
+        /// SPIRE's server.conf, in HCL or JSON; - for standard input.
+        file: PathBuf,
+        /// The file to write, which must not exist; standard output when absent.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replace $NAME and ${NAME} by the environment first, as SPIRE does under -expandEnv.
+        #[arg(long)]
+        expand_env: bool,
+        /// Only report; write nothing.
+        #[arg(long, conflicts_with = "output")]
+        check: bool,
+    },
     /// Write everything in the store to one file, whether the server is running or not.
     Backup {
         #[command(flatten)]
@@ -66,6 +84,13 @@ struct ConfigFile {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Command::Import { file, output, expand_env, check } => {
+            let request = import::Request { input: file, output, expand_env, check };
+            match import::run(&bonafide_server::config::import::TABLE, &request) {
+                Ok(done) => return done.into(),
+                Err(error) => Err(error),
+            }
+        }
         Command::Run { config } => run(&config.config),
         Command::Validate { config } => validate(&config.config),
         Command::Backup { config, to } => backup(&config.config, &to),

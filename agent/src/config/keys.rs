@@ -370,7 +370,8 @@ const HEAD: &str = "\
 
 `bonafide-agent run -c FILE` reads one TOML file; `bonafide-agent validate -c FILE` only checks it. An unknown key is an
 error, and all mistakes are reported at once. Durations are written as `500ms`, `5s`, `10m`, `24h`, `7d` or joined, `1h30m`.
-Relative paths are taken from the folder in which the agent is started.
+Relative paths are taken from the folder in which the agent is started. `bonafide-agent import` translates a configuration of SPIRE
+([moving over](../operations/migrate-from-spire.md)).
 
 Exactly one table below `node_attestor` must be present; it says how the agent proves to the server which node it runs
 on. The tables below `workload_attestor` say which workload attestors run; without any, `unix` runs with its defaults.

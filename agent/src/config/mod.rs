@@ -4,6 +4,7 @@
 //! between them takes defaults and checks what types cannot say.
 
 mod attestors;
+pub mod import;
 mod keys;
 mod raw;
 

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use bonafide_identity::{Bundle, Timestamp, TrustDomain};
+use bonafide_identity::{Bundle, JwtAuthority, Timestamp, TrustDomain};
 use bonafide_pki::bundle as documents;
 use bonafide_proto::convert;
 use bonafide_proto::spire::server::bundle::v1 as api;
@@ -12,7 +12,7 @@ use bonafide_proto::spire::types;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::{PAGE, item};
+use super::{PAGE, document, item};
 use crate::args::{BundleCommand, BundleFormat, DeleteMode};
 use crate::connect::Sockets;
 use crate::failure::Failure;
@@ -61,6 +61,31 @@ pub(crate) async fn run(command: BundleCommand, to: &Sockets, out: &Output) -> R
             out.line(&format!("set the bundle of {trust_domain}"), &json!({ "set": trust_domain }));
             Ok(())
         }
+        BundleCommand::Import { file, dry_run } => import(&file, dry_run, to, out).await,
+        BundleCommand::Append { from, file, format } => {
+            let mut client = client(to).await?;
+            let before = own(&mut client).await?;
+            let added = match (from, file) {
+                (Some(socket), _) => {
+                    let other = Sockets { server: socket.clone(), agent: to.agent.clone() };
+                    let theirs = own(&mut BundleClient::new(other.server().await?)).await?;
+                    if theirs.trust_domain != before.trust_domain {
+                        return Err(Failure::Input(format!(
+                            "the server at {} holds the trust domain {}, this one holds {}",
+                            socket.display(),
+                            theirs.trust_domain,
+                            before.trust_domain
+                        )));
+                    }
+                    theirs
+                }
+                (None, file) => {
+                    let file = file.unwrap_or_else(|| "-".into());
+                    read(before.trust_domain.as_str(), &file, format)?
+                }
+            };
+            append(&mut client, &before, &added, out).await
+        }
         BundleCommand::Delete { trust_domain, mode } => {
             use api::batch_delete_federated_bundle_request::Mode;
             let mode = match mode {
@@ -86,6 +111,93 @@ pub(crate) async fn run(command: BundleCommand, to: &Sockets, out: &Output) -> R
             Ok(())
         }
     }
+}
+
+/// Adds what is not there yet. Tainted authorities are left out: a server adds them as trusted ones.
+async fn append(
+    client: &mut BundleClient<Channel>,
+    before: &Bundle,
+    added: &Bundle,
+    out: &Output,
+) -> Result<(), Failure> {
+    let x509: Vec<_> = added
+        .x509_authorities
+        .iter()
+        .filter(|new| {
+            !new.tainted && before.x509_authorities.iter().all(|old| old.certificate != new.certificate)
+        })
+        .cloned()
+        .collect();
+    let missing = |old: &[JwtAuthority], new: &[JwtAuthority]| -> Vec<JwtAuthority> {
+        let known = |key: &JwtAuthority| old.iter().any(|old| old.key_id == key.key_id);
+        new.iter().filter(|key| !key.tainted && !known(key)).cloned().collect()
+    };
+    let jwt = missing(&before.jwt_authorities, &added.jwt_authorities);
+    let wit = missing(&before.wit_authorities, &added.wit_authorities);
+    let (roots, keys, wits) = (x509.len(), jwt.len(), wit.len());
+    if roots + keys + wits > 0 {
+        let request = api::AppendBundleRequest {
+            x509_authorities: convert::x509_authorities_to_wire(&x509),
+            jwt_authorities: convert::jwt_authorities_to_wire(&jwt),
+            wit_authorities: convert::wit_authorities_to_wire(&wit),
+            output_mask: None,
+        };
+        client.append_bundle(request).await.map_err(Failure::refused("cannot add to the bundle"))?;
+    }
+    out.line(
+        &format!(
+            "added {roots} X.509, {keys} JWT and {wits} WIT authorities to the bundle of {}",
+            before.trust_domain
+        ),
+        &json!({
+            "trust_domain": before.trust_domain.as_str(), "x509_added": roots, "jwt_added": keys,
+            "wit_added": wits,
+        }),
+    );
+    Ok(())
+}
+
+/// Creates or replaces each bundle that differs.
+async fn import(file: &Path, dry_run: bool, to: &Sockets, out: &Output) -> Result<(), Failure> {
+    let wanted = document::bundles(&document::read_file(file)?, &file.display().to_string())?;
+    let mut client = client(to).await?;
+    let there = list(&mut client).await?;
+    let total = wanted.len();
+    let (mut set, mut unchanged, mut failed) = (Vec::new(), Vec::new(), 0);
+    for bundle in wanted {
+        let domain = bundle.trust_domain.to_string();
+        let same = |old: &&Bundle| {
+            old.trust_domain == bundle.trust_domain
+                && old.x509_authorities == bundle.x509_authorities
+                && old.jwt_authorities == bundle.jwt_authorities
+        };
+        if there.iter().any(|old| same(&old)) {
+            unchanged.push(domain);
+            continue;
+        }
+        if !dry_run {
+            let request = api::BatchSetFederatedBundleRequest {
+                bundle: vec![convert::bundle_to_wire(&bundle, None)],
+                output_mask: None,
+            };
+            let answer = client.batch_set_federated_bundle(request).await;
+            let answer = answer.map_err(Failure::refused(format!("cannot set the bundle of {domain}")))?;
+            let result = answer.into_inner().results.into_iter().next();
+            if let Err(reason) = item(result.and_then(|result| result.status).as_ref()) {
+                failed += 1;
+                eprintln!("bundle of {domain}: {reason}");
+                continue;
+            }
+        }
+        set.push(domain);
+    }
+    let list = |domains: &[String]| if domains.is_empty() { "none".to_owned() } else { domains.join(" ") };
+    let would = if dry_run { "would set" } else { "set" };
+    out.line(
+        &format!("{would} the bundles of: {}; unchanged: {}", list(&set), list(&unchanged)),
+        &json!({ "dry_run": dry_run, "set": set, "unchanged": unchanged }),
+    );
+    if failed > 0 { Err(Failure::Partly { what: "bundles", failed, total }) } else { Ok(()) }
 }
 
 async fn client(to: &Sockets) -> Result<BundleClient<Channel>, Failure> {

@@ -1,23 +1,19 @@
 //! `bonafide entry`.
 
-use std::io::Read;
-use std::path::Path;
-
 use bonafide_proto::spire::server::entry::v1 as api;
 use bonafide_proto::spire::server::entry::v1::entry_client::EntryClient;
 use bonafide_proto::spire::types;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::{PAGE, id_text, item, selector_text, selectors, spiffe_id};
+use super::{PAGE, id_text, item, selector_text, selectors, spiffe_id, transfer};
 use crate::args::{EntryCommand, EntryFields, EntryFilter, Match};
 use crate::connect::Sockets;
 use crate::failure::Failure;
 use crate::output::{Output, moment, or_dash, span};
 
 /// How many entries one call creates or deletes.
-const BATCH: usize = 200;
+pub(super) const BATCH: usize = 200;
 
 pub(crate) async fn run(command: EntryCommand, to: &Sockets, out: &Output) -> Result<(), Failure> {
     match command {
@@ -25,10 +21,8 @@ pub(crate) async fn run(command: EntryCommand, to: &Sockets, out: &Output) -> Re
             let entry = from_fields(id.unwrap_or_default(), *fields)?;
             create(&mut client(to).await?, vec![entry], out).await
         }
-        EntryCommand::Import { file } => {
-            let entries = import(&file)?;
-            create(&mut client(to).await?, entries, out).await
-        }
+        EntryCommand::Import(arguments) => transfer::import(arguments, to, out).await,
+        EntryCommand::Export => transfer::export(to).await,
         EntryCommand::Update { id, fields } => {
             let entry = from_fields(id, *fields)?;
             update(&mut client(to).await?, entry, out).await
@@ -63,7 +57,7 @@ pub(crate) async fn run(command: EntryCommand, to: &Sockets, out: &Output) -> Re
     }
 }
 
-async fn client(to: &Sockets) -> Result<EntryClient<Channel>, Failure> {
+pub(super) async fn client(to: &Sockets) -> Result<EntryClient<Channel>, Failure> {
     Ok(EntryClient::new(to.server().await?))
 }
 
@@ -97,105 +91,6 @@ fn from_fields(id: String, fields: EntryFields) -> Result<types::Entry, Failure>
         ),
         ..types::Entry::default()
     })
-}
-
-/// The file that `spire-server entry create -data` reads; an unknown key is a mistake, not a thing to skip.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImportFile {
-    entries: Vec<ImportEntry>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImportEntry {
-    spiffe_id: String,
-    parent_id: String,
-    selectors: Vec<ImportSelector>,
-    #[serde(default)]
-    entry_id: String,
-    #[serde(default)]
-    x509_svid_ttl: i32,
-    #[serde(default)]
-    jwt_svid_ttl: i32,
-    #[serde(default)]
-    federates_with: Vec<String>,
-    #[serde(default)]
-    admin: bool,
-    #[serde(default)]
-    downstream: bool,
-    #[serde(default, rename = "entryExpiry")]
-    expires_at: i64,
-    #[serde(default)]
-    dns_names: Vec<String>,
-    #[serde(default)]
-    store_svid: bool,
-    #[serde(default)]
-    hint: String,
-    #[serde(default)]
-    additional_attributes: Option<ImportAttributes>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImportSelector {
-    r#type: String,
-    value: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImportAttributes {
-    #[serde(default)]
-    disable_x509_svid_prefetch: bool,
-    #[serde(default)]
-    jwt_svid_include_jti: bool,
-}
-
-fn import(file: &Path) -> Result<Vec<types::Entry>, Failure> {
-    let text = if file == Path::new("-") {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map_err(Failure::file(file))?;
-        text
-    } else {
-        std::fs::read_to_string(file).map_err(Failure::file(file))?
-    };
-    let parsed: ImportFile = serde_json::from_str(&text)
-        .map_err(|error| Failure::Input(format!("{} is not a file of entries: {error}", file.display())))?;
-    parsed
-        .entries
-        .into_iter()
-        .enumerate()
-        .map(|(index, entry)| {
-            let at = |error: Failure| Failure::Input(format!("entry {} of the file: {error}", index + 1));
-            Ok(types::Entry {
-                id: entry.entry_id,
-                spiffe_id: Some(spiffe_id(&entry.spiffe_id).map_err(at)?),
-                parent_id: Some(spiffe_id(&entry.parent_id).map_err(at)?),
-                selectors: entry
-                    .selectors
-                    .into_iter()
-                    .map(|selector| types::Selector { r#type: selector.r#type, value: selector.value })
-                    .collect(),
-                x509_svid_ttl: entry.x509_svid_ttl,
-                jwt_svid_ttl: entry.jwt_svid_ttl,
-                federates_with: entry.federates_with,
-                admin: entry.admin,
-                downstream: entry.downstream,
-                expires_at: entry.expires_at,
-                dns_names: entry.dns_names,
-                store_svid: entry.store_svid,
-                hint: entry.hint,
-                additional_attributes: entry.additional_attributes.map(|attributes| {
-                    types::entry::AdditionalAttributes {
-                        disable_x509_svid_prefetch: attributes.disable_x509_svid_prefetch,
-                        jwt_svid_include_jti: attributes.jwt_svid_include_jti,
-                    }
-                }),
-                ..types::Entry::default()
-            })
-        })
-        .collect()
 }
 
 async fn create(
@@ -273,7 +168,7 @@ async fn delete(client: &mut EntryClient<Channel>, ids: Vec<String>, out: &Outpu
     if failed > 0 { Err(Failure::Partly { what: "entries", failed, total }) } else { Ok(()) }
 }
 
-async fn list(
+pub(super) async fn list(
     client: &mut EntryClient<Channel>,
     filter: api::list_entries_request::Filter,
 ) -> Result<Vec<types::Entry>, Failure> {

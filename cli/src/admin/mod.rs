@@ -3,11 +3,13 @@
 pub(crate) mod agent;
 pub(crate) mod authority;
 pub(crate) mod bundle;
+mod document;
 pub(crate) mod entry;
 pub(crate) mod federation;
 pub(crate) mod mint;
 pub(crate) mod server;
 pub(crate) mod token;
+mod transfer;
 
 use bonafide_identity::{Selector, SpiffeId};
 use bonafide_proto::spire::types;

@@ -270,16 +270,17 @@ impl Authorities {
         self.step(move |steps| Box::pin(async move { steps.activate(kind, &id, now).await })).await
     }
 
-    /// Marks an old authority in the bundle, so that everybody replaces what it signed.
+    /// Marks an old authority in the bundle, so that everybody replaces what it signed: this server's own, or one of the
+    /// bundle that is in no slot of this server, which another server of the trust domain made. Gives its end.
     ///
     /// # Errors
-    /// The kind is switched off, the ID is not that of an old authority, or the step failed.
-    pub async fn taint(&self, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError> {
+    /// The kind is switched off, the ID is not that of such an authority, or the step failed.
+    pub async fn taint(&self, kind: AuthorityKind, id: &str) -> Result<Timestamp, AuthorityError> {
         let id = id.to_owned();
         self.step(move |steps| Box::pin(async move { steps.taint(kind, &id).await })).await
     }
 
-    /// Takes a tainted authority out of the bundle. Of JWT and WIT keys also one that is in no slot of this server.
+    /// Takes a tainted authority out of the bundle, also one that is in no slot of this server.
     ///
     /// # Errors
     /// The kind is switched off, the authority signs or is about to, is not tainted, or the step failed.
@@ -857,11 +858,17 @@ impl Steps {
         Ok(slot)
     }
 
-    async fn taint(&mut self, kind: AuthorityKind, id: &str) -> Result<AuthoritySlot, AuthorityError> {
+    async fn taint(&mut self, kind: AuthorityKind, id: &str) -> Result<Timestamp, AuthorityError> {
         self.refuse_below_upstream(kind, "tainted")?;
         let mut next = self.state(kind)?.clone();
         next.slots.require_active()?;
-        let slot = next.slots.taint(id)?.clone();
+        let end = match next.slots.taint(id) {
+            Ok(slot) => slot.not_after,
+            Err(SlotError::UnexpectedAuthorityId) => {
+                self.elsewhere(kind, id).ok_or(SlotError::UnexpectedAuthorityId)?
+            }
+            Err(error) => return Err(error.into()),
+        };
         let wanted = id.to_owned();
         self.commit(kind, next, move |bundle| match kind {
             AuthorityKind::X509 => bundle.taint_x509(|der| has_key_id(der, &wanted)),
@@ -870,14 +877,35 @@ impl Steps {
         })
         .await?;
         tracing::warn!(%kind, authority = %id, "authority tainted");
-        Ok(slot)
+        Ok(end)
+    }
+
+    /// The end of an authority that is in the bundle and in no slot; an authority of another server, mostly.
+    fn elsewhere(&self, kind: AuthorityKind, id: &str) -> Option<Timestamp> {
+        if self.slots(kind).ok()?.iter().any(|slot| slot.authority_id == id) {
+            return None;
+        }
+        let bundle = self.store.state().bundle(&self.config.trust_domain)?;
+        let keys = match kind {
+            AuthorityKind::X509 => {
+                let root = bundle.x509_authorities.iter().find(|root| has_key_id(&root.certificate, id))?;
+                return inspect(&root.certificate).ok().map(|info| info.not_after);
+            }
+            AuthorityKind::Jwt => &bundle.jwt_authorities,
+            AuthorityKind::Wit => &bundle.wit_authorities,
+        };
+        let key = keys.iter().find(|key| key.key_id == id)?;
+        Some(key.expires_at.unwrap_or(Timestamp::from_unix_millis(0)))
     }
 
     async fn revoke(&mut self, kind: AuthorityKind, id: &str) -> Result<(), AuthorityError> {
         self.refuse_below_upstream(kind, "revoked")?;
         let mut next = self.state(kind)?.clone();
         next.slots.require_active()?;
-        next.slots.check_revocable(kind, id)?;
+        // That it is tainted is for the bundle to say.
+        if self.elsewhere(kind, id).is_none() {
+            next.slots.check_revocable(kind, id)?;
+        }
         next.slots.forget_old(id);
         let wanted = id.to_owned();
         self.commit(kind, next, move |bundle| match kind {

@@ -6,6 +6,7 @@
 
 mod attestors;
 mod federation;
+pub mod import;
 mod raw;
 pub mod reference;
 

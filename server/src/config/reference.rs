@@ -544,7 +544,8 @@ pub fn markdown() -> String {
          <!-- Generated from server/src/config/reference.rs; run the server's tests with BONAFIDE_BLESS=1 to renew. -->\n\n\
          `bonafide-server run -c server.toml` reads one TOML file. Unknown keys are refused, and all mistakes are reported together;\n\
          `bonafide-server validate -c server.toml` does only that. Durations are whole numbers with a unit (`ms`, `s`, `m`, `h`, `d`), which\n\
-         may be combined: `1h30m`. Relative paths are relative to the folder in which the server is started.\n\n\
+         may be combined: `1h30m`. Relative paths are relative to the folder in which the server is started.\n\
+         `bonafide-server import` translates a configuration of SPIRE ([moving over](../operations/migrate-from-spire.md)).\n\n\
          The smallest configuration:\n\n\
          ```toml\ntrust_domain = \"example.org\"\ndata_dir = \"/var/lib/bonafide/server\"\n```\n",
     );

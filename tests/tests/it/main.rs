@@ -8,5 +8,6 @@ mod durability;
 mod federation;
 mod interop;
 mod lifecycle;
+mod migration;
 mod nesting;
 mod rotation;

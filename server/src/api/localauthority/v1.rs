@@ -72,8 +72,12 @@ impl Service {
         call.target(id);
         self.require(kind)?;
         let failure = format!("failed to taint {} authority", name(kind));
-        let slot = self.authorities.taint(kind, id).await.map_err(|error| status(&failure, kind, &error))?;
-        Ok(Some(wire(&slot)))
+        let end = self.authorities.taint(kind, id).await.map_err(|error| status(&failure, kind, &error))?;
+        Ok(Some(pb::AuthorityState {
+            authority_id: id.to_owned(),
+            expires_at: end.unix_seconds(),
+            ..pb::AuthorityState::default()
+        }))
     }
 
     async fn revoke(

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use bonafide_identity::{AuthorityKind, Bundle};
 use bonafide_pki::{inspect, pem};
+use bonafide_proto::convert;
+use bonafide_proto::spire::server::bundle::v1 as bundle_api;
+use bonafide_proto::spire::server::bundle::v1::bundle_client::BundleClient;
 use bonafide_proto::spire::server::localauthority::v1 as pb;
 use bonafide_proto::spire::server::localauthority::v1::local_authority_client::LocalAuthorityClient;
 use bonafide_testkit::{ManualClock, TestAuthority};
@@ -234,6 +237,37 @@ async fn preparing_twice_replaces_what_was_prepared() {
     // A key of the bundle that is in no slot any more can be revoked, once it is tainted.
     let text = "failed to revoke JWT authority: it is not possible to revoke an untainted key";
     assert_refused(client.revoke(&first.authority_id).await, Code::Internal, text);
+}
+
+/// After a trust domain has moved here from another server, that server's authorities go the way of our own.
+#[tokio::test]
+async fn authorities_of_another_server_can_be_tainted_and_revoked() {
+    let (server, other) = (TestServer::start().await, TestServer::start().await);
+    let theirs = bundle(&other);
+    let own = bundle(&server);
+    let request = bundle_api::AppendBundleRequest {
+        x509_authorities: convert::x509_authorities_to_wire(&theirs.x509_authorities),
+        jwt_authorities: convert::jwt_authorities_to_wire(&theirs.jwt_authorities),
+        wit_authorities: convert::wit_authorities_to_wire(&theirs.wit_authorities),
+        output_mask: None,
+    };
+    BundleClient::new(server.local().await).append_bundle(request).await.unwrap();
+    for kind in AuthorityKind::ALL {
+        let mut client = Client::new(&server, kind).await;
+        let id = published(&other, kind)[0].0.clone();
+        assert_eq!(published(&server, kind).len(), 2);
+        let refused = client.revoke(&id).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Internal, "untainted: {refused:?}");
+        let tainted = client.taint(&id).await.unwrap().unwrap();
+        let expires_at = Client::new(&other, kind).await.active().await.unwrap().unwrap().expires_at;
+        assert_eq!((tainted.authority_id, tainted.expires_at), (id.clone(), expires_at));
+        assert_eq!(client.taint(&id).await.unwrap_err().code(), Code::Internal);
+        client.revoke(&id).await.unwrap();
+        assert_eq!(published(&server, kind).len(), 1);
+        assert_eq!(client.revoke(&id).await.unwrap_err().code(), Code::InvalidArgument, "it is gone");
+        assert!(client.active().await.unwrap().is_some());
+    }
+    assert_eq!(bundle(&server).x509_authorities, own.x509_authorities);
 }
 
 #[tokio::test]

@@ -39,13 +39,14 @@ use crate::{NOW, attestation_payload, server_records, trust_domain};
 type Check = fn(&[u8]) -> bool;
 
 /// The targets by name.
-const TARGETS: [(&str, Check); 15] = [
+const TARGETS: [(&str, Check); 16] = [
     ("agent_store_file", crate::agent_store_file::check),
     ("attestation_payload", crate::attestation_payload::check),
     ("authority_shim", crate::authority_shim::check),
     ("config", crate::config::check),
     ("csr", crate::csr::check),
     ("entry_conversion", crate::entry_conversion::check),
+    ("federation", crate::federation::check),
     ("foreign_token", crate::foreign_token::check),
     ("jwks", crate::jwks::check),
     ("jwt", crate::jwt::check),
@@ -144,6 +145,7 @@ fn seeds(target: &str) -> Seeds {
         "entry_conversion" => entry_conversion(),
         "foreign_token" => foreign_token(),
         "jwks" => jwks(),
+        "federation" => federation(),
         "jwt" => jwt(),
         "pem_and_certificate" => pem_and_certificate(),
         "server_records" => records(),
@@ -363,6 +365,20 @@ fn spiffe_id() -> Seeds {
         ("trust-domain.txt", "spiffe://example.org"),
         ("refused-characters.txt", "/TD/%41?q#f"),
         ("refused-slashes.txt", "//./../"),
+    ]
+    .map(|(name, text)| (name, text.as_bytes().to_vec()))
+    .into()
+}
+
+fn federation() -> Seeds {
+    [
+        ("address.txt", "https://example.org:8443/bundle?x=1#y"),
+        ("address-ip.txt", "HTTPS://[::1]"),
+        ("preference.txt", "respond-async, Wait = \"20\"; x=1"),
+        ("tag.txt", "W/\"0a,1b\""),
+        ("refused-scheme.txt", "http://example.org/"),
+        ("refused-tag.txt", "\"a\"b\""),
+        ("refused-user.txt", "https://me:secret@example.org/"),
     ]
     .map(|(name, text)| (name, text.as_bytes().to_vec()))
     .into()

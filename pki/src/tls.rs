@@ -332,10 +332,10 @@ pub fn insecure_client_config(expected: SpiffeId, now: Now) -> Arc<ClientConfig>
 ///
 /// # Panics
 /// Never: the backend's provider supports the protocol versions that are asked for.
-pub fn web_client_config(roots: &[u8]) -> Result<Arc<ClientConfig>, crate::X509Error> {
-    let malformed = |text: &str| crate::X509Error::Malformed(text.to_owned());
+pub fn web_client_config(roots: &[u8]) -> Result<Arc<ClientConfig>, X509Error> {
+    let malformed = |text: &str| X509Error::Malformed(text.to_owned());
     let blocks = crate::pem::decode_all(roots).map_err(|error| malformed(&error.to_string()))?;
-    let mut store = rustls::RootCertStore::empty();
+    let mut store = RootCertStore::empty();
     let certificates = blocks.into_iter().filter(|(label, _)| label == "CERTIFICATE");
     // Systems have roots among others that nobody can use.
     let (usable, _) = store.add_parsable_certificates(certificates.map(|(_, der)| der.into()));

@@ -181,7 +181,8 @@ pub const METRICS: &[MetricDoc] = &[
         MetricKind::Gauge,
         "seconds",
         &["trust_domain"],
-        "When the bundle of another trust domain was last fetched, as Unix time. Alert when it is long ago.",
+        "When the bundle of another trust domain was last fetched, as Unix time; NaN once the relationship has ended. Alert when it is \
+         long ago.",
     ),
     doc(
         names::FEDERATION_RELATIONSHIPS,

@@ -7,6 +7,7 @@ mod bind;
 mod descriptors;
 mod echo;
 mod health;
+mod https;
 mod process;
 mod tls;
 mod unix;

@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::Federation;
 use super::fetch::{Answer, Conditional, Fetched, WAIT};
 use super::schedule::{Ended, Pace, next, same};
+use crate::status::names;
 use crate::store::{EndpointProfile, FederationRelationship};
 
 /// Runs until the shutdown.
@@ -28,6 +29,11 @@ pub(super) async fn run(federation: &Federation, shutdown: Shutdown) {
             let stays = wanted.get(name) == Some(had);
             if !stays {
                 worker.abort();
+                if !wanted.contains_key(name) {
+                    // Whoever alerts on an old value must not hear of what was ended on purpose.
+                    metrics::gauge!(names::FEDERATION_LAST_SUCCESS, "trust_domain" => name.to_string())
+                        .set(f64::NAN);
+                }
                 tracing::info!(trust_domain = %name, "federation: no longer polled as before");
             }
             stays
@@ -40,7 +46,7 @@ pub(super) async fn run(federation: &Federation, shutdown: Shutdown) {
             let worker = Worker::new(federation.clone(), Arc::clone(&relationship));
             running.insert(name, (relationship, workers.spawn(worker.run())));
         }
-        metrics::gauge!(crate::status::names::FEDERATION_RELATIONSHIPS).set(running.len() as f64);
+        metrics::gauge!(names::FEDERATION_RELATIONSHIPS).set(running.len() as f64);
         tokio::select! {
             () = shutdown.triggered() => break,
             changed = changes.changed() => if changed.is_err() { break },

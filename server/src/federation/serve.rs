@@ -190,3 +190,41 @@ fn text(status: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use bonafide_identity::{Timestamp, TrustDomain};
+
+    use super::*;
+    use crate::store::{Bundles as _, Store, StoreConfig};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_finds_no_place_to_wait_is_answered_at_once() {
+        let trust_domain = TrustDomain::parse("a.org").unwrap();
+        let clock: bonafide_runtime::clock::SharedClock = Arc::new(|| Timestamp::from_unix_seconds(0));
+        let (store, _) = Store::open(StoreConfig::memory(trust_domain.clone()), clock).unwrap();
+        let endpoint = BundleEndpoint::new(store.state().clone(), Duration::from_secs(300), Shutdown::new());
+        let get = |tag: &HeaderValue| {
+            let request = Request::get("/").header(IF_NONE_MATCH, tag).header(PREFER, "wait=20");
+            endpoint.answer(request.body(()).unwrap())
+        };
+        let nothing = HeaderValue::from_static("\"x\"");
+        assert_eq!(get(&nothing).await.status(), StatusCode::INTERNAL_SERVER_ERROR, "there is no bundle yet");
+        store.write(move |unit| unit.bundle_put(Bundle::empty(trust_domain))).await.unwrap();
+        let tag = get(&nothing).await.headers()[ETAG].clone();
+
+        let began = tokio::time::Instant::now();
+        let places = endpoint.inner.places.acquire_many(u32::try_from(WAITING).unwrap()).await.unwrap();
+        let refused = get(&tag).await;
+        assert_eq!(refused.status(), StatusCode::NOT_MODIFIED);
+        assert!(!refused.headers().contains_key(PREFERENCE_APPLIED));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        drop(places);
+        let held = get(&tag).await;
+        assert_eq!(
+            (held.status(), &held.headers()[PREFERENCE_APPLIED]),
+            (StatusCode::NOT_MODIFIED, &"wait=20".parse().unwrap())
+        );
+        assert_eq!(began.elapsed().as_secs(), 20);
+    }
+}

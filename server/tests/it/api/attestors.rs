@@ -15,6 +15,7 @@ use bonafide_pki::digest::Sha256;
 use bonafide_pki::ssh::{SshCertificate, SshPrivateKey};
 use bonafide_pki::{KeyType, PrivateKey, SignatureAlgorithm, Signer as _, SystemRandom, jwk};
 use bonafide_proto::spire::server::agent::v1::{BanAgentRequest, DeleteAgentRequest, RenewAgentRequest};
+use bonafide_runtime::clock::SystemClock;
 use bonafide_server::node_attestor::http_challenge::{HttpChallenge, HttpChallengeSettings, Resolver};
 use bonafide_server::node_attestor::{Attempt, AttestError, Conversation, NodeAttestor as _};
 use bonafide_testkit::ManualClock;
@@ -1068,8 +1069,7 @@ fn files_that_cannot_be_used_are_found_by_the_check() {
     let random: Arc<dyn bonafide_pki::Random> = Arc::new(SystemRandom);
     let check = |section: &str| {
         let config = configuration(folder.path(), section);
-        bonafide_server::drivers::check(&config, &random, Timestamp::from_unix_seconds(1_767_225_600))
-            .join("\n")
+        bonafide_server::drivers::check(&config, &random, &SystemClock::shared()).join("\n")
     };
     let sshpop = |path: &str| format!("[node_attestor.sshpop]\ncert_authorities_path = \"{path}\"");
     assert!(check(&sshpop("/missing")).starts_with("node_attestor.sshpop: cannot read /missing"));

@@ -151,6 +151,8 @@ async fn our_own_endpoint_in_the_web_profile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_a_peer_sends_costs_the_last_good_bundle() {
+    // Only what happens from now on is counted.
+    let metrics = bonafide_runtime::telemetry::metrics();
     let peer = WebPeer::start().await;
     let b = server_of("b.org", &peer.configured()).await;
     let first = peer.publish(&b, 7);
@@ -200,6 +202,17 @@ async fn nothing_that_a_peer_sends_costs_the_last_good_bundle() {
     let now = bundle(&b, "w.org").unwrap();
     assert_eq!((now.sequence_number, now.x509_authorities.len()), (2, 1));
     assert!(has(Some(&now), &second));
+    let shown = metrics.render();
+    for result in ["changed", "unchanged", "failed"] {
+        let name = format!(
+            "bonafide_server_federation_fetches_total{{trust_domain=\"w.org\",result=\"{result}\"}} "
+        );
+        assert!(shown.contains(&name), "{name} is missing in {shown}");
+    }
+    assert!(
+        shown.contains("bonafide_server_federation_last_success_seconds{trust_domain=\"w.org\"} 1767"),
+        "{shown}"
+    );
     // A trust domain may revoke everything it has.
     peer.answer(ok("{\"keys\":[]}").into_bytes());
     refresh().await.unwrap();

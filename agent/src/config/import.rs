@@ -360,7 +360,9 @@ mod tests {
         assert_eq!(config.health_address.unwrap().to_string(), "0.0.0.0:8082");
         assert_eq!(config.sync_interval.as_secs(), 2);
         assert!(config.svid.availability_target.is_some() && config.allow_unauthenticated_verifiers);
-        let super::super::WorkloadAttestorConfig::Unix(unix) = &config.workload_attestors[0];
+        let super::super::WorkloadAttestorConfig::Unix(unix) = &config.workload_attestors[0] else {
+            panic!("{:?}", config.workload_attestors);
+        };
         assert!(unix.discover_workload_path && unix.workload_size_limit == -1);
     }
 

@@ -31,7 +31,7 @@ fn field(name: &str, value: Value, now: i64) -> Value {
             }
             Value::Array(list)
         }
-        Value::String(text) => Value::from(string(name, text, now)),
+        Value::String(text) => string(name, text, now),
         Value::Number(number) if name == "uptime" && number.as_i64() != Some(0) => json!("<uptime>"),
         other => other,
     }

@@ -952,7 +952,7 @@ fn agents(shapes: &mut Shapes) {
         ("without path", id("")),
         ("agent prefix only", id("/spire/agent")),
     ];
-    for (label, agent) in ids.iter() {
+    for (label, agent) in &ids {
         shapes.local(&get, &format!("{label} ID"), json!({"id": agent}));
         if *label != "good" {
             shapes.local(&method(AGENT, "DeleteAgent"), &format!("{label} ID"), json!({"id": agent}));

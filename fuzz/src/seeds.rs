@@ -39,7 +39,7 @@ use crate::{NOW, attestation_payload, server_records, trust_domain};
 type Check = fn(&[u8]) -> bool;
 
 /// The targets by name.
-const TARGETS: [(&str, Check); 16] = [
+const TARGETS: [(&str, Check); 17] = [
     ("agent_store_file", crate::agent_store_file::check),
     ("attestation_payload", crate::attestation_payload::check),
     ("authority_shim", crate::authority_shim::check),
@@ -56,6 +56,7 @@ const TARGETS: [(&str, Check); 16] = [
     ("spire_config", crate::spire_config::check),
     ("ssh_host", crate::ssh_host::check),
     ("workload_facts", crate::workload_facts::check),
+    ("upstream_answer", crate::upstream_answer::check),
 ];
 
 /// A seed that begins with this is refused; all others are accepted.
@@ -153,6 +154,7 @@ fn seeds(target: &str) -> Seeds {
         "spire_config" => spire_config(),
         "ssh_host" => ssh_host(),
         "workload_facts" => workload_facts(),
+        "upstream_answer" => upstream_answer(),
         other => panic!("no seeds for {other}"),
     }
 }
@@ -381,6 +383,39 @@ fn federation() -> Seeds {
         ("refused-user.txt", "https://me:secret@example.org/"),
     ]
     .map(|(name, text)| (name, text.as_bytes().to_vec()))
+    .into()
+}
+
+fn upstream_answer() -> Seeds {
+    let text = |der: &[u8]| pem::encode("CERTIFICATE", der);
+    let (leaf, authority) = (known_key::leaf(), known_key::authority());
+    let signature = |chain: &[&[u8]]| {
+        let chain: Vec<String> = chain.iter().map(|der| text(der)).collect();
+        let data = serde_json::json!({ "certificate": text(&leaf), "issuing_ca": text(&authority), "ca_chain": chain });
+        serde_json::json!({ "lease_id": "", "data": data }).to_string().into_bytes()
+    };
+    let identity = |id: &str, bundle: &[u8]| {
+        let svid = bonafide_proto::workload::X509svid {
+            spiffe_id: id.to_owned(),
+            x509_svid: leaf.clone().into(),
+            x509_svid_key: known_key::pkcs8().into(),
+            bundle: bundle.to_vec().into(),
+            hint: String::new(),
+        };
+        let message = bonafide_proto::workload::X509svidResponse { svids: vec![svid], ..Default::default() };
+        message.encode_to_vec()
+    };
+    let login = br#"{"auth":{"client_token":"t","lease_duration":3600,"renewable":true}}"#;
+    [
+        ("identity.pb", identity("spiffe://example.org/nested", &authority)),
+        ("login.json", login.to_vec()),
+        ("signature.json", signature(&[&authority])),
+        ("signature-without-a-chain.json", signature(&[])),
+        ("refused-errors.json", br#"{"errors":["permission denied"]}"#.to_vec()),
+        ("refused-foreign-identity.pb", identity("spiffe://elsewhere/nested", &authority)),
+        ("refused-no-roots.pb", identity("spiffe://example.org/nested", b"x")),
+        ("refused-no-token.json", br#"{"auth":{"client_token":""}}"#.to_vec()),
+    ]
     .into()
 }
 

@@ -238,10 +238,10 @@ pub enum RevokeProblem {
     #[error("unable to use current authority")]
     Current,
     /// It is not in the other slot.
-    #[error("unexpected authority ID")]
+    #[error("only Old local authority can be revoked")]
     Unexpected,
     /// It is prepared, not old.
-    #[error("only Old local authorities can be revoked: {0}")]
+    #[error("only Old local authority can be revoked")]
     NotOld(SlotStatus),
 }
 

@@ -37,7 +37,7 @@ pub enum AuthorityRefusal {
     #[error("no root CA found with the provided subject key ID")]
     NoSuchRoot,
     /// The bundle holds no such key.
-    #[error("no JWT key found with the provided key ID")]
+    #[error("no JWT authority found with provided authority ID")]
     NoSuchKey,
     /// The X.509 authority is tainted already.
     #[error("root CA is already tainted")]

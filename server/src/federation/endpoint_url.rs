@@ -1,6 +1,7 @@
 //! The address of a bundle endpoint (SPIFFE Federation, section 5.1).
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use http::Uri;
 
@@ -70,7 +71,15 @@ impl EndpointUrl {
         };
         let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            // `Uri` does not look at what is between brackets.
+            Some(address) => {
+                address.parse::<Ipv6Addr>().map_err(|_| malformed("invalid IPv6 address"))?;
+                address.to_owned()
+            }
+            None if host.contains(['[', ']', ':']) => return Err(malformed("invalid host")),
+            None => host.to_owned(),
+        };
         Ok(Self { text: text.to_owned(), host, port, target })
     }
 
@@ -137,6 +146,8 @@ mod tests {
             ("https:example.org", "bundle endpoint URL must specify the host"),
             ("https://", "bundle endpoint URL must specify the host"),
             ("https:///x", "bundle endpoint URL must specify the host"),
+            ("https://[]", "failed to parse bundle endpoint URL: invalid IPv6 address"),
+            ("https://[x]", "failed to parse bundle endpoint URL: invalid IPv6 address"),
             ("https://:8443/x", "bundle endpoint URL must specify the host"),
             ("https://me@example.org", "bundle endpoint URL must not contain user info"),
             ("https://me:secret@example.org/", "bundle endpoint URL must not contain user info"),

@@ -352,15 +352,18 @@ impl pb::bundle_server::Bundle for Service {
             .into_iter()
             .zip(request.trust_domains)
             .map(|(outcome, name)| {
-                let (status, trust_domain) = match outcome {
-                    // The canonical name, also when the request said `spiffe://…`.
+                let status = match outcome {
                     Ok(trust_domain) => {
                         call.target(&trust_domain);
-                        (convert::status_ok(), trust_domain.as_str().to_owned())
+                        convert::status_ok()
                     }
-                    Err(status) => (status, name),
+                    Err(status) => status,
                 };
-                pb::batch_delete_federated_bundle_response::Result { status: Some(status), trust_domain }
+                // The name as it was asked with, also when that was `spiffe://…`: what SPIRE's command line shows.
+                pb::batch_delete_federated_bundle_response::Result {
+                    status: Some(status),
+                    trust_domain: name,
+                }
             })
             .collect();
         Ok(Response::new(pb::BatchDeleteFederatedBundleResponse { results }))

@@ -421,7 +421,7 @@ async fn delete_by_mode() {
     assert!(stored(&server, "a.org").is_none());
 
     let results = delete(&["spiffe://b.org"], Mode::Delete as i32).await.unwrap();
-    assert_eq!(results[0].trust_domain, "b.org");
+    assert_eq!(results[0].trust_domain, "spiffe://b.org");
     assert!(entry("in-ab").is_none() && entry("in-b").is_none() && entry("in-a").is_some());
     assert!(stored(&server, "b.org").is_none());
 

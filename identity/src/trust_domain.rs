@@ -15,7 +15,7 @@ pub enum IdError {
     #[error("cannot be empty")]
     Empty,
     /// The text does not begin with `spiffe://`.
-    #[error("scheme is missing or is not spiffe://")]
+    #[error("scheme is missing or invalid")]
     Scheme,
     /// No trust domain stands after the scheme.
     #[error("trust domain is missing")]

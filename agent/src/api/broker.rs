@@ -35,7 +35,6 @@ use tonic::service::RoutesBuilder;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Response, Status};
 
-use super::delegated_identity::may_be_delegated;
 use super::stream::{Channel, Feed, Gate, Messages, Next, Watched, open};
 use super::{
     ATTESTATION_FAILED, NamedProcessError, audiences, code, named_process, ready_svids, reflection,
@@ -207,9 +206,7 @@ impl Service {
         let audiences = audiences(request.audience)?;
         let wanted = super::workload::requested_id(&request.spiffe_id)?;
         let (broker, process, selectors) = self.asked(&extensions, request.reference).await?;
-        let mut entries = self.api.cache.matching(&selectors);
-        entries.retain(|entry| may_be_delegated(entry));
-        let mut entries = drop_duplicate_hints(entries);
+        let mut entries = drop_duplicate_hints(self.api.cache.delegable(&selectors));
         entries.retain(|entry| wanted.as_ref().is_none_or(|id| entry.spiffe_id == *id));
         if entries.is_empty() {
             return Err(refused(Code::PermissionDenied, "no identity issued", "WORKLOAD_NOT_ENTITLED"));
@@ -337,8 +334,7 @@ impl Feed for X509SvidFeed {
 
     /// Without any identity the message is empty: the workload may get one later.
     fn next(&self, view: View<X509Svid>) -> Next<SubscribeToX509svidResponse> {
-        let View { mut entries, bundles } = view;
-        entries.retain(|(entry, _)| may_be_delegated(entry));
+        let View { mut entries, bundles, .. } = view.delegable();
         let kept: BTreeSet<_> =
             drop_duplicate_hints(entries.iter().map(|(entry, _)| Arc::clone(entry)).collect())
                 .into_iter()

@@ -172,7 +172,7 @@ pub struct Sync {
 pub(crate) struct BeginAnew {
     pub(crate) config: Rebootstrap,
     pub(crate) source: BootstrapConfig,
-    /// Since the server was last known.
+    /// Since the server was last known, for whoever is asked for the bundle.
     pub(crate) attempts: Mutex<Attempts>,
 }
 
@@ -300,7 +300,7 @@ impl Sync {
             *attempts = attempts.one_more(now);
             *attempts
         };
-        let since = attempts.since.unwrap_or(now);
+        let since = self.client.unknown_since().unwrap_or(now);
         if decide(&self.anew.config, self.own.reattestable(), since, now) == Unknown::Wait {
             return false;
         }
@@ -309,6 +309,7 @@ impl Sync {
         metrics::own_svid_renewed(result.is_ok());
         match result {
             Ok(()) => {
+                self.client.observe(Ok(()));
                 tracing::warn!(id = %self.own.id(), "this node is attested anew");
                 true
             }

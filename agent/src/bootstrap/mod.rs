@@ -267,8 +267,9 @@ pub(crate) async fn begin_anew(
             after: OPERATION_TIMEOUT,
         }))
     })?;
-    trust(own.surroundings(), &roots).map_err(BootstrapError::Bundle)?;
-    Ok(own.install(pair, Some(roots), client).await?)
+    // The state file first: an agent whose disk is full keeps SVID and bundle as they are.
+    own.install(pair, Some(roots.clone()), client).await?;
+    trust(own.surroundings(), &roots).map_err(BootstrapError::Bundle)
 }
 
 /// Whether asking again would bring the same answer.

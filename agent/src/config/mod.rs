@@ -291,6 +291,11 @@ impl Config {
             mode: raw.bootstrap.rebootstrap_mode.unwrap_or_default(),
             delay: raw.bootstrap.rebootstrap_delay.map_or(DEFAULT_REBOOTSTRAP_DELAY, Duration::from),
         };
+        problems.check(
+            raw.bootstrap.insecure != Some(true) || rebootstrap.mode == RebootstrapMode::Never,
+            "bootstrap.rebootstrap_mode",
+            "must be \"never\" with insecure = true: whoever can stand in between could take over a running agent",
+        );
         let bootstrap = bootstrap(raw.bootstrap, &mut problems);
         let node_attestor = node_attestor(raw.node_attestor, &mut problems);
         let (workload_socket, admin_socket) =
@@ -880,6 +885,10 @@ mod tests {
             ),
             (
                 "bootstrap.insecure = true\nbootstrap.rebootstrap_mode = \"often\"",
+                "bootstrap.rebootstrap_mode",
+            ),
+            (
+                "bootstrap.insecure = true\nbootstrap.rebootstrap_mode = \"auto\"",
                 "bootstrap.rebootstrap_mode",
             ),
         ] {

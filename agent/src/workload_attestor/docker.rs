@@ -6,7 +6,8 @@
 //!
 //! The container's ID comes from the cgroups of the pinned process ([`super::cgroup`]). It is not believed alone: the
 //! engine says which process it started in that container, and both must be at the same place in the cgroups. So a
-//! service that may make cgroups below its own cannot pass for a container by giving one that container's name.
+//! service that may make cgroups below its own cannot pass for a container by giving one that container's name. The engine names
+//! that process by number, so the agent must be in the first PID namespace, as engines are; elsewhere attestation fails.
 //!
 //! A process in no container, or in one that the engine does not know (another engine's), has no selectors. An engine that
 //! does not answer is a failure. Nothing is remembered between two attestations.
@@ -32,7 +33,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 use super::cgroup::{EngineKind, Located, Matcher, locate};
-use super::{AttestError, WorkloadAttestor};
+use super::{AttestError, WorkloadAttestor, numbers_are_the_systems};
 use crate::caller::PinnedCaller;
 
 /// Where engines are asked, and how containers are found.
@@ -120,6 +121,10 @@ enum EngineError {
     FirstProcess(#[source] std::io::Error),
     #[error("the caller is not where the engine runs the container that its cgroup names")]
     Elsewhere,
+    #[error(
+        "its numbers of processes mean something else to the agent, which is in a PID namespace of its own"
+    )]
+    OtherNumbers,
     #[error(transparent)]
     Ambiguous(#[from] super::cgroup::Ambiguous),
 }
@@ -134,6 +139,8 @@ impl From<EngineError> for AttestError {
 pub struct Docker {
     config: DockerConfig,
     proc: PathBuf,
+    /// Whether our numbers of processes are those of the engine.
+    same_numbers: bool,
     patience: Duration,
     places: Semaphore,
 }
@@ -142,7 +149,13 @@ impl Docker {
     /// An attestor that connects for each attestation.
     #[must_use]
     pub fn new(config: DockerConfig) -> Self {
-        Self { config, proc: "/proc".into(), patience: PATIENCE, places: Semaphore::new(AT_ONCE) }
+        Self {
+            config,
+            proc: "/proc".into(),
+            same_numbers: numbers_are_the_systems(),
+            patience: PATIENCE,
+            places: Semaphore::new(AT_ONCE),
+        }
     }
 
     /// The engine's socket; nothing when containers of that engine are not looked at.
@@ -179,6 +192,10 @@ impl Docker {
 
     /// The caller's place is that of the process which the engine started.
     fn ensure_inside(&self, located: &Located<'_>, container: &Container) -> Result<(), EngineError> {
+        // The number would be looked up among our processes, and might be that of whoever likes.
+        if !self.same_numbers {
+            return Err(EngineError::OtherNumbers);
+        }
         let first = container.first_process().ok_or(EngineError::Elsewhere)?;
         let text = std::fs::read(self.proc.join(first.to_string()).join("cgroup"))
             .map_err(EngineError::FirstProcess)?;
@@ -422,7 +439,8 @@ mod tests {
                 podman_socket: folder.path().join("podman.sock"),
                 ..DockerConfig::default()
             };
-            let attestor = Docker { proc, patience: Duration::from_secs(20), ..Docker::new(config) };
+            let attestor =
+                Docker { proc, same_numbers: true, patience: Duration::from_secs(20), ..Docker::new(config) };
             Self { folder, caller, asked, attestor }
         }
 
@@ -576,6 +594,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn numbers_of_another_namespace_are_not_looked_up() {
+        let mut scene = Scene::new(INSIDE, INSIDE, usual);
+        scene.attestor.same_numbers = false;
+        let error = scene.attest().await.unwrap_err();
+        assert!(format!("{error:?}").contains("OtherNumbers"), "{error:?}");
+    }
+
+    #[tokio::test]
     async fn a_container_that_does_not_run_is_nobodys() {
         let scene = Scene::new(INSIDE, INSIDE, |path| match usual(path) {
             Answer::Json(json) => Answer::Json(json.replace("\"Running\":true", "\"Running\":false")),
@@ -671,6 +697,7 @@ mod tests {
         let attestor = Docker {
             config: moving.attestor.config.clone(),
             proc: scene.attestor.proc.clone(),
+            same_numbers: true,
             ..Docker::new(DockerConfig::default())
         };
         let error = attestor.attest(&scene.caller).await.unwrap_err();

@@ -22,7 +22,7 @@ use bonafide_identity::Selector;
 use tokio::sync::Semaphore;
 
 use super::dbus::{Argument, Call, Connection, DbusError};
-use super::{AttestError, WorkloadAttestor};
+use super::{AttestError, WorkloadAttestor, numbers_are_the_systems};
 use crate::caller::PinnedCaller;
 
 /// Where systemd is asked.
@@ -54,8 +54,7 @@ impl Systemd {
     /// An attestor that connects for each attestation.
     #[must_use]
     pub fn new(config: SystemdConfig) -> Self {
-        let same_numbers = std::fs::read_link("/proc/self/ns/pid")
-            .is_ok_and(|namespace| namespace.as_os_str() == FIRST_PID_NAMESPACE);
+        let same_numbers = numbers_are_the_systems();
         Self { config, same_numbers, patience: PATIENCE, places: Semaphore::new(AT_ONCE) }
     }
 
@@ -146,8 +145,6 @@ const NO_UNIT: &str = "org.freedesktop.systemd1.NoUnitForPID";
 /// A systemd without the method says the first; a policy of the bus that names methods one by one, the second.
 const UNKNOWN_METHOD: [&str; 2] =
     ["org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.AccessDenied"];
-/// `PROC_PID_INIT_INO` of Linux: the first PID namespace has this number on every machine.
-const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The bus allows each user a limited number of connections; others need some, too.
 const AT_ONCE: usize = 16;

@@ -30,9 +30,9 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 
 use super::cgroup::{EngineKind, Located, Matcher, locate};
+use super::places::Places;
 use super::{AttestError, WorkloadAttestor, numbers_are_the_systems};
 use crate::caller::PinnedCaller;
 
@@ -131,7 +131,7 @@ enum EngineError {
 
 impl From<EngineError> for AttestError {
     fn from(error: EngineError) -> Self {
-        Self::Service { what: "the container engine", source: Arc::new(error) }
+        Self::Service { what: SERVICE, source: Arc::new(error) }
     }
 }
 
@@ -142,7 +142,9 @@ pub struct Docker {
     /// Whether our numbers of processes are those of the engine.
     same_numbers: bool,
     patience: Duration,
-    places: Semaphore,
+    places: Places,
+    /// For engines that users control: one that does not answer must not hold up those of the system.
+    places_of_users: Places,
 }
 
 impl Docker {
@@ -154,7 +156,8 @@ impl Docker {
             proc: "/proc".into(),
             same_numbers: numbers_are_the_systems(),
             patience: PATIENCE,
-            places: Semaphore::new(AT_ONCE),
+            places: Places::new(AT_ONCE, SERVICE),
+            places_of_users: Places::new(AT_ONCE, SERVICE),
         }
     }
 
@@ -222,11 +225,14 @@ impl WorkloadAttestor for Docker {
             tracing::debug!(?caller, engine = ?located.engine, "containers of this engine are not looked at");
             return Ok(Vec::new());
         };
-        let described = tokio::time::timeout(self.patience, async {
-            let _place = self.places.acquire().await.map_err(|_| AttestError::Stopped)?;
-            Ok::<_, AttestError>(self.describe(&located, &socket).await?)
-        });
-        let values = described.await.map_err(|_| AttestError::TooSlow("the container engine"))??;
+        let place = match located.engine {
+            // The user whose engine it is: the processes in its containers may have many.
+            EngineKind::User { uid, .. } => self.places_of_users.take(uid).await?,
+            EngineKind::Docker | EngineKind::Podman => self.places.take(caller.uid()).await?,
+        };
+        let described = tokio::time::timeout(self.patience, self.describe(&located, &socket)).await;
+        drop(place);
+        let values = described.map_err(|_| AttestError::TooSlow(SERVICE))??;
         // It may have been moved while the engine was asked.
         if locate(&caller.read("cgroup")?, &self.config.matchers).map_err(EngineError::from)? != Some(located)
         {
@@ -373,7 +379,8 @@ impl Container {
 
 const KIND: &str = "docker";
 const PATIENCE: Duration = Duration::from_secs(5);
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
+const SERVICE: &str = "the container engine";
 /// Far above the descriptions of real containers, which have a few tens of KiB.
 const MAX_ANSWER: usize = 1024 * 1024;
 
@@ -684,6 +691,18 @@ mod tests {
         let asked = serve(&scene.folder.path().join("user-1000.sock"), Arc::new(usual));
         assert_eq!(scene.attest().await.unwrap().len(), 6);
         assert_eq!(asked.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn users_engines_that_do_not_answer_hold_up_nobody_elses() {
+        let scene = Scene::new(INSIDE, INSIDE, usual);
+        let mut held = Vec::new();
+        for uid in 0..2 {
+            for _ in 0..AT_ONCE / 2 {
+                held.push(scene.attestor.places_of_users.take(uid).await.unwrap());
+            }
+        }
+        assert_eq!(scene.attest().await.unwrap().len(), 6);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod dbus;
 pub mod docker;
+mod places;
 pub mod systemd;
 pub mod unix;
 

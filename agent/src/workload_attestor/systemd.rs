@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bonafide_identity::Selector;
-use tokio::sync::Semaphore;
 
 use super::dbus::{Argument, Call, Connection, DbusError};
+use super::places::Places;
 use super::{AttestError, WorkloadAttestor, numbers_are_the_systems};
 use crate::caller::PinnedCaller;
 
@@ -47,7 +47,7 @@ pub struct Systemd {
     /// Whether our numbers of processes are those of systemd.
     same_numbers: bool,
     patience: Duration,
-    places: Semaphore,
+    places: Places,
 }
 
 impl Systemd {
@@ -55,7 +55,7 @@ impl Systemd {
     #[must_use]
     pub fn new(config: SystemdConfig) -> Self {
         let same_numbers = numbers_are_the_systems();
-        Self { config, same_numbers, patience: PATIENCE, places: Semaphore::new(AT_ONCE) }
+        Self { config, same_numbers, patience: PATIENCE, places: Places::new(AT_ONCE, "systemd") }
     }
 
     async fn unit(&self, caller: &PinnedCaller) -> Result<Option<Unit>, DbusError> {
@@ -124,13 +124,12 @@ impl WorkloadAttestor for Systemd {
     }
 
     async fn attest(&self, caller: &PinnedCaller) -> Result<Vec<Selector>, AttestError> {
-        let asked = tokio::time::timeout(self.patience, async {
-            let _place = self.places.acquire().await.map_err(|_| AttestError::Stopped)?;
-            self.unit(caller)
-                .await
-                .map_err(|error| AttestError::Service { what: "systemd", source: Arc::new(error) })
-        });
-        let unit = asked.await.map_err(|_| AttestError::TooSlow("systemd"))??;
+        let place = self.places.take(caller.uid()).await?;
+        let asked = tokio::time::timeout(self.patience, self.unit(caller)).await;
+        drop(place);
+        let unit = asked
+            .map_err(|_| AttestError::TooSlow("systemd"))?
+            .map_err(|error| AttestError::Service { what: "systemd", source: Arc::new(error) })?;
         // Of a number that has become another process's in the meantime nothing must be said.
         caller.recheck()?;
         let Some(unit) = unit else { return Ok(Vec::new()) };

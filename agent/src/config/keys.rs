@@ -233,15 +233,15 @@ pub(super) const KEYS: &[Key] = &[
         TEXTS,
         Is("[]"),
         "SPIFFE IDs whose processes may ask on the admin socket for the identities of others, with SPIRE's Delegated \
-         Identity API. Such a process can get any identity of this node, except those of entries with `admin` or \
-         `downstream`.",
+         Identity API. Such a process can get any identity of this node, except those whose SPIFFE ID an entry of \
+         this node has with `admin` or `downstream`.",
     ),
     key(
         "broker.socket",
         PATH,
         Nothing,
         "Where the SPIFFE Broker API is offered with mutual TLS (mode 0777, its folder 0755: the certificate decides). Must be \
-         in another folder than `workload_api.socket`.",
+         in another folder than `workload_api.socket` and `admin.socket`.",
     ),
     key(
         "broker.address",

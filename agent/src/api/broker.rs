@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bonafide_identity::{SelectorSet, SpiffeId, drop_duplicate_hints};
 use bonafide_pki::{tls, verify_svid_chain};
@@ -98,7 +99,8 @@ impl BrokerApi {
         routes: &mut RoutesBuilder,
     ) -> Result<(), tonic_reflection::server::Error> {
         let guard = |request: Request<()>| require_security_header(request, "broker.spiffe.io");
-        let service = ApiServer::new(Service { api: self, transport }).max_decoding_message_size(MAX_REQUEST);
+        let service = ApiServer::new(Service { api: self, transport, refusal_logged: AtomicI64::new(0) })
+            .max_decoding_message_size(MAX_REQUEST);
         routes.add_service(InterceptedService::new(service, guard));
         reflection::add(routes, reflection::BROKER, move |request: Request<()>| match transport {
             Transport::Unix => guard(request),
@@ -159,16 +161,34 @@ impl Gate for Broker {
 struct Service {
     api: BrokerApi,
     transport: Transport,
+    /// When a refused broker was last written about, in Unix seconds.
+    refusal_logged: AtomicI64,
 }
 
 impl Service {
+    /// Not each time: one that goes on trying would fill the log.
+    fn log_refusal(&self, extensions: &http::Extensions, status: &Status) {
+        let now = self.api.clock.now().unix_seconds();
+        let last = self.refusal_logged.load(Ordering::Relaxed);
+        if now.abs_diff(last) < REFUSALS_APART {
+            return;
+        }
+        self.refusal_logged.store(now, Ordering::Relaxed);
+        let id = match extensions.get::<Arc<Peer>>().map(|peer| &**peer) {
+            Some(Peer::Tls(tls)) => tls.spiffe_id.as_ref().map(ToString::to_string),
+            _ => None,
+        };
+        tracing::warn!(broker = id, reason = status.message(), "a broker was refused");
+    }
+
     /// Who asks about which process.
     async fn asked(
         &self,
         extensions: &http::Extensions,
         reference: Option<WorkloadReference>,
     ) -> Result<(Broker, PinnedCaller, SelectorSet), Status> {
-        let broker = Broker::of(extensions, &self.api)?;
+        let broker =
+            Broker::of(extensions, &self.api).inspect_err(|status| self.log_refusal(extensions, status))?;
         let references =
             self.api.brokers.get(&broker.id).ok_or_else(|| Status::unauthenticated(NO_BROKER))?;
         let reference = reference.and_then(|reference| reference.reference).unwrap_or_default();
@@ -271,6 +291,8 @@ fn refused(code: Code, text: &str, reason: &'static str) -> Status {
 }
 
 const NO_BROKER: &str = "the caller is not a broker of this agent";
+/// In seconds.
+const REFUSALS_APART: u64 = 10;
 /// References and audiences, of whose number nobody needs many.
 const MAX_REQUEST: usize = 128 * 1024;
 

@@ -61,10 +61,10 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// Two sockets are in one folder, by whatever names it goes: whoever is handed the one would be handed the other.
-    #[error("{} and {} are in the same folder; the socket for workloads needs one of its own", .workload.display(), .other.display())]
+    #[error("{} and {} are in the same folder; each socket needs one of its own", .one.display(), .other.display())]
     SharedFolder {
-        /// The socket for workloads.
-        workload: PathBuf,
+        /// A socket.
+        one: PathBuf,
         /// The other one.
         other: PathBuf,
     },
@@ -375,10 +375,13 @@ impl Bound {
         };
         // The configuration was compared as text; links and `..` show now that the folders are there.
         let folder = |path: &Path| path.parent().and_then(|folder| folder.canonicalize().ok());
-        let workload = config.workload_socket.clone();
-        for other in [&config.admin_socket, &config.broker.socket].into_iter().flatten() {
-            if folder(other) == folder(&workload) {
-                return Err(StartError::SharedFolder { workload, other: other.clone() });
+        let (admin, broker) = (config.admin_socket.as_ref(), config.broker.socket.as_ref());
+        let workload = Some(&config.workload_socket);
+        for (one, other) in [(workload, admin), (workload, broker), (admin, broker)] {
+            if let (Some(one), Some(other)) = (one, other)
+                && folder(one) == folder(other)
+            {
+                return Err(StartError::SharedFolder { one: one.clone(), other: other.clone() });
             }
         }
         Ok(bound)

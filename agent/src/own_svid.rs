@@ -242,9 +242,15 @@ impl OwnSvid {
                 let connection = surroundings.connector.connect(Verification::Bundle, None).await?;
                 connection.attest(&*surroundings.attestor, fresh.csr()?).await.map_err(OwnSvidError::from)
             };
-            let attested = tokio::time::timeout(OPERATION_TIMEOUT, attempt).await.unwrap_or(Err(
-                ServerError::Timeout { rpc: "AttestAgent", after: OPERATION_TIMEOUT }.into(),
-            ))?;
+            let attested = tokio::time::timeout(OPERATION_TIMEOUT, attempt)
+                .await
+                .unwrap_or(Err(ServerError::Timeout { rpc: "AttestAgent", after: OPERATION_TIMEOUT }.into()));
+            match &attested {
+                Ok(_) => client.observe(Ok(())),
+                Err(OwnSvidError::Server(error)) => client.observe(Err(error)),
+                Err(_) => {}
+            }
+            let attested = attested?;
             fresh.with_chain(attested.chain, attested.reattestable)?
         } else {
             let chain = client.renew(fresh.csr()?).await?;

@@ -172,7 +172,7 @@ pub struct Sync {
 pub(crate) struct BeginAnew {
     pub(crate) config: Rebootstrap,
     pub(crate) source: BootstrapConfig,
-    /// Since the server was last known.
+    /// Since the server was last known, for whoever is asked for the bundle.
     pub(crate) attempts: Mutex<Attempts>,
 }
 
@@ -300,7 +300,7 @@ impl Sync {
             *attempts = attempts.one_more(now);
             *attempts
         };
-        let since = attempts.since.unwrap_or(now);
+        let since = self.client.unknown_since().unwrap_or(now);
         if decide(&self.anew.config, self.own.reattestable(), since, now) == Unknown::Wait {
             return false;
         }
@@ -309,6 +309,7 @@ impl Sync {
         metrics::own_svid_renewed(result.is_ok());
         match result {
             Ok(()) => {
+                self.client.observe(Ok(()));
                 tracing::warn!(id = %self.own.id(), "this node is attested anew");
                 true
             }
@@ -367,9 +368,8 @@ impl Sync {
             .filter(|name| **name != self.trust_domain)
             .cloned()
             .collect();
-        let federated = self.federated(wanted).await?;
-
         let before = self.cache.bundles();
+        let (federated, failure) = self.federated(wanted, before.as_deref()).await;
         let bundles = Bundles::new(own, federated, before.as_deref());
         self.tokens.drop_signed_by(&bundles.tainted.jwt);
         let tainted = self.own.is_signed_by(&bundles.tainted.x509);
@@ -387,7 +387,8 @@ impl Sync {
                 tracing::warn!(error = chain(&error), "the agent's own SVID could not be renewed yet");
             }
         }
-        Ok(signed?)
+        signed?;
+        failure.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// A renewal that fails costs nothing yet: the pass goes on with the present SVID unless the server has a reason to
@@ -421,7 +422,11 @@ impl Sync {
             return Err(SyncError::EmptyBundle);
         }
         let prepared = TrustRoots::from_der(roots.iter().map(Vec::as_slice)).map_err(SyncError::Bundle)?;
-        self.trust.set_trust_domain(&self.trust_domain, &Arc::new(prepared));
+        let prepared = Arc::new(prepared);
+        self.trust.set_trust_domain(&self.trust_domain, &prepared);
+        if let Some(peers) = &self.peers {
+            peers.set_trust_domain(&self.trust_domain, &prepared);
+        }
         if let Err(error) = self.own.keep_roots(roots).await {
             // Needed at the next start only.
             tracing::error!(error = chain(&error), "the trust bundle cannot be stored");
@@ -429,12 +434,22 @@ impl Sync {
         Ok(())
     }
 
-    async fn federated(&self, wanted: BTreeSet<TrustDomain>) -> Result<Vec<Bundle>, ServerError> {
+    /// The bundles of other trust domains, with the first failure if there was one. It must not keep what else has come from
+    /// workloads: a bundle that could not be had is the one that is held already.
+    async fn federated(
+        &self,
+        wanted: BTreeSet<TrustDomain>,
+        held: Option<&Bundles>,
+    ) -> (Vec<Bundle>, Option<ServerError>) {
+        let held = |name: &TrustDomain| Some(held?.federated.get(name)?.bundle.clone());
         let mut wanted = wanted.into_iter();
         let mut running = JoinSet::new();
         let mut bundles = Vec::new();
+        let mut failure: Option<ServerError> = None;
         loop {
+            // Without answers there is no use in asking on.
             while running.len() < FEDERATED_AT_ONCE
+                && failure.as_ref().is_none_or(|error| error.code().is_some())
                 && let Some(name) = wanted.next()
             {
                 let client = self.client.clone();
@@ -443,13 +458,21 @@ impl Sync {
                     (name, bundle)
                 });
             }
-            let Some(done) = running.join_next().await else { return Ok(bundles) };
+            let Some(done) = running.join_next().await else {
+                bundles.extend(wanted.filter_map(|name| held(&name)));
+                return (bundles, failure);
+            };
             match done {
                 Ok((_, Ok(Some(bundle)))) => bundles.push(bundle),
                 Ok((name, Ok(None))) => {
                     tracing::debug!(trust_domain = %name, "the server has no bundle of a federated trust domain");
                 }
-                Ok((_, Err(error))) => return Err(error),
+                Ok((name, Err(error))) => {
+                    let text = chain(&error);
+                    tracing::warn!(trust_domain = %name, error = text, "the bundle of a federated trust domain cannot be had");
+                    bundles.extend(held(&name));
+                    failure.get_or_insert(error);
+                }
                 Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
             }
         }

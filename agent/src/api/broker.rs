@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bonafide_identity::{SelectorSet, SpiffeId, drop_duplicate_hints};
 use bonafide_pki::{tls, verify_svid_chain};
@@ -35,7 +36,6 @@ use tonic::service::RoutesBuilder;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Code, Request, Response, Status};
 
-use super::delegated_identity::may_be_delegated;
 use super::stream::{Channel, Feed, Gate, Messages, Next, Watched, open};
 use super::{
     ATTESTATION_FAILED, NamedProcessError, audiences, code, named_process, ready_svids, reflection,
@@ -99,7 +99,8 @@ impl BrokerApi {
         routes: &mut RoutesBuilder,
     ) -> Result<(), tonic_reflection::server::Error> {
         let guard = |request: Request<()>| require_security_header(request, "broker.spiffe.io");
-        let service = ApiServer::new(Service { api: self, transport }).max_decoding_message_size(MAX_REQUEST);
+        let service = ApiServer::new(Service { api: self, transport, refusal_logged: AtomicI64::new(0) })
+            .max_decoding_message_size(MAX_REQUEST);
         routes.add_service(InterceptedService::new(service, guard));
         reflection::add(routes, reflection::BROKER, move |request: Request<()>| match transport {
             Transport::Unix => guard(request),
@@ -160,16 +161,34 @@ impl Gate for Broker {
 struct Service {
     api: BrokerApi,
     transport: Transport,
+    /// When a refused broker was last written about, in Unix seconds.
+    refusal_logged: AtomicI64,
 }
 
 impl Service {
+    /// Not each time: one that goes on trying would fill the log.
+    fn log_refusal(&self, extensions: &http::Extensions, status: &Status) {
+        let now = self.api.clock.now().unix_seconds();
+        let last = self.refusal_logged.load(Ordering::Relaxed);
+        if now.abs_diff(last) < REFUSALS_APART {
+            return;
+        }
+        self.refusal_logged.store(now, Ordering::Relaxed);
+        let id = match extensions.get::<Arc<Peer>>().map(|peer| &**peer) {
+            Some(Peer::Tls(tls)) => tls.spiffe_id.as_ref().map(ToString::to_string),
+            _ => None,
+        };
+        tracing::warn!(broker = id, reason = status.message(), "a broker was refused");
+    }
+
     /// Who asks about which process.
     async fn asked(
         &self,
         extensions: &http::Extensions,
         reference: Option<WorkloadReference>,
     ) -> Result<(Broker, PinnedCaller, SelectorSet), Status> {
-        let broker = Broker::of(extensions, &self.api)?;
+        let broker =
+            Broker::of(extensions, &self.api).inspect_err(|status| self.log_refusal(extensions, status))?;
         let references =
             self.api.brokers.get(&broker.id).ok_or_else(|| Status::unauthenticated(NO_BROKER))?;
         let reference = reference.and_then(|reference| reference.reference).unwrap_or_default();
@@ -207,9 +226,7 @@ impl Service {
         let audiences = audiences(request.audience)?;
         let wanted = super::workload::requested_id(&request.spiffe_id)?;
         let (broker, process, selectors) = self.asked(&extensions, request.reference).await?;
-        let mut entries = self.api.cache.matching(&selectors);
-        entries.retain(|entry| may_be_delegated(entry));
-        let mut entries = drop_duplicate_hints(entries);
+        let mut entries = drop_duplicate_hints(self.api.cache.delegable(&selectors));
         entries.retain(|entry| wanted.as_ref().is_none_or(|id| entry.spiffe_id == *id));
         if entries.is_empty() {
             return Err(refused(Code::PermissionDenied, "no identity issued", "WORKLOAD_NOT_ENTITLED"));
@@ -274,6 +291,8 @@ fn refused(code: Code, text: &str, reason: &'static str) -> Status {
 }
 
 const NO_BROKER: &str = "the caller is not a broker of this agent";
+/// In seconds.
+const REFUSALS_APART: u64 = 10;
 /// References and audiences, of whose number nobody needs many.
 const MAX_REQUEST: usize = 128 * 1024;
 
@@ -337,8 +356,7 @@ impl Feed for X509SvidFeed {
 
     /// Without any identity the message is empty: the workload may get one later.
     fn next(&self, view: View<X509Svid>) -> Next<SubscribeToX509svidResponse> {
-        let View { mut entries, bundles } = view;
-        entries.retain(|(entry, _)| may_be_delegated(entry));
+        let View { mut entries, bundles, .. } = view.delegable();
         let kept: BTreeSet<_> =
             drop_duplicate_hints(entries.iter().map(|(entry, _)| Arc::clone(entry)).collect())
                 .into_iter()

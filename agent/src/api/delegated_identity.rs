@@ -8,7 +8,8 @@
 //! ends the stream when it exits: SPIRE goes on sending what the next owner of the number has no right to, and leaves
 //! it to the delegate to notice.
 //!
-//! What entries for administrators and downstream servers grant is never handed to a delegate.
+//! A SPIFFE ID that an entry of the agent grants to administrators or downstream servers is never handed to a delegate, by
+//! whichever entry.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -149,8 +150,7 @@ impl DelegatedIdentityApi {
         let audiences = audiences(request.audience)?;
         let (caller, of_caller) = self.delegate(&extensions).await?;
         let (process, selectors) = self.subject(&request.selectors, request.pid).await?;
-        let mut entries = self.cache.matching(&selectors);
-        entries.retain(|entry| may_be_delegated(entry));
+        let entries = self.cache.delegable(&selectors);
         if entries.is_empty() {
             return Err(no_identity());
         }
@@ -222,11 +222,6 @@ fn authorize(entries: &[Arc<Entry>], delegates: &BTreeSet<SpiffeId>) -> Result<(
     Err(Status::permission_denied("caller not configured as an authorized delegate"))
 }
 
-/// Identities that carry rights at the server stay with the process that has them.
-pub(super) fn may_be_delegated(entry: &Entry) -> bool {
-    !entry.admin && !entry.downstream
-}
-
 /// The caller's own entitlement, beside the subscription to somebody else's identities.
 struct Delegate {
     subscription: Subscription,
@@ -264,8 +259,7 @@ impl Feed for X509SvidFeed {
     }
 
     fn next(&self, view: View<X509Svid>) -> Next<SubscribeToX509sviDsResponse> {
-        let View { mut entries, bundles } = view;
-        entries.retain(|(entry, _)| may_be_delegated(entry));
+        let View { entries, bundles, .. } = view.delegable();
         let Some(ready) = ready_svids(entries.into_iter()) else { return Next::Wait };
         let federated: BTreeSet<_> = ready
             .iter()

@@ -251,7 +251,7 @@ impl Feed for X509SvidFeed {
     }
 
     fn next(&self, view: View<<X509 as crate::svid_cache::Kind>::Svid>) -> Next<X509svidResponse> {
-        let View { entries, bundles } = view;
+        let View { entries, bundles, .. } = view;
         let ready = match ready(entries) {
             Ok(ready) => ready,
             Err(next) => return next,

@@ -25,7 +25,7 @@ use tonic::Code;
 
 use crate::config::{BootstrapConfig, Rebootstrap, RebootstrapMode};
 use crate::own_svid::{OwnSvid, OwnSvidError, Slots, Stored};
-use crate::server_client::{OPERATION_TIMEOUT, ServerError, Verification};
+use crate::server_client::{OPERATION_TIMEOUT, ServerError, Verification, unknown_since};
 use source::{Inquiry, SourceError};
 use store::{AgentData, Attempts, StoreError};
 
@@ -184,6 +184,8 @@ async fn attest(
     let total = if anew.mode == RebootstrapMode::Never { patience.total } else { PATIENCE_TO_BEGIN_ANEW };
     let mut backoff = Backoff::new(patience.initial, patience.total, 1.5);
     let mut by_stored = !data.bundle.is_empty();
+    // Of this run alone: what the file remembers of attempts counts those of an outage, too.
+    let mut since = None;
     loop {
         let now = surroundings.clock.now();
         data.attempts = data.attempts.one_more(now);
@@ -202,9 +204,12 @@ async fn attest(
                 after: OPERATION_TIMEOUT,
             }),
         };
+        if let BootstrapError::Attestation(error) = &error {
+            since = unknown_since(since, Err(error), now);
+        }
         if by_stored
             && matches!(&error, BootstrapError::Attestation(error) if error.is_unknown_authority())
-            && decide(anew, data.reattestable, data.attempts.since.unwrap_or(now), now) == Unknown::BeginAnew
+            && decide(anew, data.reattestable, since.unwrap_or(now), now) == Unknown::BeginAnew
         {
             tracing::warn!("the server is not known by the stored bundle; beginning anew");
             by_stored = false;
@@ -262,8 +267,9 @@ pub(crate) async fn begin_anew(
             after: OPERATION_TIMEOUT,
         }))
     })?;
-    trust(own.surroundings(), &roots).map_err(BootstrapError::Bundle)?;
-    Ok(own.install(pair, Some(roots), client).await?)
+    // The state file first: an agent whose disk is full keeps SVID and bundle as they are.
+    own.install(pair, Some(roots.clone()), client).await?;
+    trust(own.surroundings(), &roots).map_err(BootstrapError::Bundle)
 }
 
 /// Whether asking again would bring the same answer.

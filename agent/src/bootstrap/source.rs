@@ -52,6 +52,9 @@ impl BundleUrl {
     pub fn new(text: &str, socket: Option<PathBuf>) -> Result<Self, String> {
         let url = Uri::from_str(text).map_err(|error| format!("is not a URL: {error}"))?;
         let scheme = url.scheme_str();
+        if has_userinfo(&url) {
+            return Err("must not hold a user or a password, which would not be sent".to_owned());
+        }
         if url.host().is_none_or(str::is_empty) {
             return Err("must be a URL with scheme and host".to_owned());
         }
@@ -69,10 +72,22 @@ impl BundleUrl {
 impl fmt::Display for BundleUrl {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Https(url) => write!(formatter, "{url}"),
-            Self::Unix { url, socket } => write!(formatter, "{url} on {}", socket.display()),
+            Self::Https(url) => formatter.write_str(&shown(url)),
+            Self::Unix { url, socket } => write!(formatter, "{} on {}", shown(url), socket.display()),
         }
     }
+}
+
+/// Whether a URL holds a user or a password.
+pub(crate) fn has_userinfo(url: &Uri) -> bool {
+    url.authority().is_some_and(|authority| authority.as_str().contains('@'))
+}
+
+/// A URL for people: without userinfo and query, which may hold secrets.
+pub(crate) fn shown(url: &Uri) -> String {
+    let scheme = url.scheme_str().unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{}{port}{}", url.host().unwrap_or_default(), url.path())
 }
 
 /// Why no bundle came.
@@ -280,11 +295,22 @@ mod tests {
             ("/b", None),
             ("a.test", None),
             ("https://", None),
+            ("https://user:secret@a.test/b", None),
+            ("http://user@a.test/b", socket()),
             ("ftp://a.test/", socket()),
             ("", None),
         ] {
             assert!(BundleUrl::new(text, socket).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn secrets_in_urls_are_not_shown() {
+        let url = BundleUrl::new("https://a.test:8443/b?token=secret", None).unwrap();
+        assert_eq!(url.to_string(), "https://a.test:8443/b");
+        let url = BundleUrl::new("http://[::1]/b?token=secret", Some("/s".into())).unwrap();
+        assert_eq!(url.to_string(), "http://[::1]/b on /s");
+        assert_eq!(shown(&"https://user:secret@a.test/b?c".parse().unwrap()), "https://a.test/b");
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(super) fn oidc(raw: raw::Oidc, problems: &mut Problems<'_>) -> Option<NodeAt
         }
         (None, Some(url)) => {
             let fetchable = url.parse::<Uri>().ok().filter(is_fetchable);
-            let url = fetchable.ok_or_else(|| format!("{url:?} is not an http or https URL"));
+            let url = fetchable.ok_or("must be an http or https URL without user and password");
             let url = problems.take(format!("{KEY}.token_url"), url);
             let method = match raw.method.as_deref() {
                 None | Some("GET") => Some(Method::GET),
@@ -164,6 +164,7 @@ mod tests {
             ("oidc]\ntoken_path = \"/t\"\ntoken_url = \"http://m\"", "node_attestor.oidc: give one of"),
             ("oidc]\ntoken_path = \"/t\"\nmethod = \"GET\"", "node_attestor.oidc.method: has no effect"),
             ("oidc]\ntoken_url = \"file:///t\"", "node_attestor.oidc.token_url: "),
+            ("oidc]\ntoken_url = \"http://u:secret@m/t\"", "node_attestor.oidc.token_url: "),
             ("oidc]\ntoken_url = \"http://m\"\nmethod = \"PUT\"", "node_attestor.oidc.method: must be"),
             (
                 "oidc]\ntoken_url = \"http://m\"\nheaders = { \"a b\" = \"secret\" }",

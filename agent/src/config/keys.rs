@@ -113,7 +113,8 @@ pub(super) const KEYS: &[Key] = &[
         SWITCH,
         Is("false"),
         "Accept whatever claims to be the server at first contact. Whoever stands between then owns the agent: \
-         for experiments only. One of `bundle_file` and `insecure = true` must be given.",
+         for experiments only, and only with `rebootstrap_mode = \"never\"`. Exactly one of `bundle_file`, `bundle_url`, \
+         `bundle_workload_api` and `insecure = true` must be given.",
     ),
     key(
         "bootstrap.rebootstrap_mode",
@@ -121,13 +122,15 @@ pub(super) const KEYS: &[Key] = &[
         Is("never"),
         "Whether the agent begins anew with the bundle above when the bundle that it holds no longer knows the server: `never`, \
          `auto` (when it can attest again) or `always` (an agent that cannot does not start). Workloads keep what they hold \
-         meanwhile. Without it the agent waits for the server that it knows.",
+         meanwhile. Without it the agent waits for the server that it knows. Not together with `insecure = true`.",
     ),
     key(
         "bootstrap.rebootstrap_delay",
         DURATION,
         Is("10m"),
-        "How long the server must have been unknown before the agent begins anew.",
+        "How long the server must have been unknown before the agent begins anew: counted from the first answer that is signed by \
+         an unknown authority, ended by any from a server that the bundle knows. An outage does not begin it, and a restart of the \
+         agent begins it anew.",
     ),
     key("node_attestor.join_token.token", TEXT, Nothing, "The token. Needed for the first start only."),
     key(
@@ -230,15 +233,15 @@ pub(super) const KEYS: &[Key] = &[
         TEXTS,
         Is("[]"),
         "SPIFFE IDs whose processes may ask on the admin socket for the identities of others, with SPIRE's Delegated \
-         Identity API. Such a process can get any identity of this node, except those of entries with `admin` or \
-         `downstream`.",
+         Identity API. Such a process can get any identity of this node, except those whose SPIFFE ID an entry of \
+         this node has with `admin` or `downstream`.",
     ),
     key(
         "broker.socket",
         PATH,
         Nothing,
         "Where the SPIFFE Broker API is offered with mutual TLS (mode 0777, its folder 0755: the certificate decides). Must be \
-         in another folder than `workload_api.socket`.",
+         in another folder than `workload_api.socket` and `admin.socket`.",
     ),
     key(
         "broker.address",
@@ -328,13 +331,17 @@ pub(super) const KEYS: &[Key] = &[
         "workload_attestor.docker.podman_socket_path_template",
         PATH,
         Nothing,
-        "The socket of a user's own Podman, with `%d` in place of the user's number. That user controls what is said there and          so can get any `docker` selector: give it only where users may be trusted with that. Absent: users' containers have          no selectors.",
+        "The socket of a user's own Podman, with `%d` in place of the user's number. That user controls what is said there and \
+         so can get any `docker` selector: give it only where users may be trusted with that. Absent: users' containers have \
+         no selectors.",
     ),
     key(
         "workload_attestor.docker.container_id_cgroup_matchers",
         TEXTS,
         Is("[]"),
-        "Where in a cgroup path the container's ID is, such as `/my.slice/*/<id>`, when it is not in one of the usual places.          The first that fits counts, and the usual places then do not. The ID must be the whole part between two slashes, 64          hexadecimal digits.",
+        "Where in a cgroup path the container's ID is, such as `/my.slice/*/<id>`, when it is not in one of the usual places. \
+         The first that fits counts, and the usual places then do not. The ID must be the whole part between two slashes, 64 \
+         hexadecimal digits.",
     ),
 ];
 

@@ -291,12 +291,17 @@ impl Config {
             mode: raw.bootstrap.rebootstrap_mode.unwrap_or_default(),
             delay: raw.bootstrap.rebootstrap_delay.map_or(DEFAULT_REBOOTSTRAP_DELAY, Duration::from),
         };
+        problems.check(
+            raw.bootstrap.insecure != Some(true) || rebootstrap.mode == RebootstrapMode::Never,
+            "bootstrap.rebootstrap_mode",
+            "must be \"never\" with insecure = true: whoever can stand in between could take over a running agent",
+        );
         let bootstrap = bootstrap(raw.bootstrap, &mut problems);
         let node_attestor = node_attestor(raw.node_attestor, &mut problems);
         let (workload_socket, admin_socket) =
             sockets(raw.workload_api.socket, raw.admin.socket, &mut problems);
         let authorized_delegates = delegates(raw.admin.authorized_delegates, &mut problems);
-        let broker = broker(raw.broker, &workload_socket, &mut problems);
+        let broker = broker(raw.broker, &workload_socket, admin_socket.as_deref(), &mut problems);
         let rate_limits = RateLimits {
             fetch_x509_svid: raw.rate_limit.fetch_x509_svid.unwrap_or(0),
             fetch_jwt_svid: raw.rate_limit.fetch_jwt_svid.unwrap_or(0),
@@ -502,18 +507,25 @@ fn delegates(ids: Option<Vec<String>>, problems: &mut Problems<'_>) -> BTreeSet<
     .collect()
 }
 
-fn broker(raw: raw::Broker, workload: &Path, problems: &mut Problems<'_>) -> BrokerConfig {
+fn broker(
+    raw: raw::Broker,
+    workload: &Path,
+    admin: Option<&Path>,
+    problems: &mut Problems<'_>,
+) -> BrokerConfig {
     let address = raw.address.and_then(|text| {
         let address = text.parse().map_err(|_| format!("\"{text}\" is not an IP address and port"));
         problems.take("broker.address", address)
     });
     if let Some(socket) = &raw.socket {
         socket_path("broker.socket", socket, problems);
-        problems.check(
-            normalised(socket.parent()) != normalised(workload.parent()),
-            "broker.socket",
-            "must be in another folder than workload_api.socket",
-        );
+        for (other, name) in [(Some(workload), "workload_api.socket"), (admin, "admin.socket")] {
+            problems.check(
+                other.is_none_or(|other| normalised(socket.parent()) != normalised(other.parent())),
+                "broker.socket",
+                format!("must be in another folder than {name}"),
+            );
+        }
     }
     let listens = raw.socket.is_some() || address.is_some();
     let entries = raw.brokers.unwrap_or_default();
@@ -882,6 +894,10 @@ mod tests {
                 "bootstrap.insecure = true\nbootstrap.rebootstrap_mode = \"often\"",
                 "bootstrap.rebootstrap_mode",
             ),
+            (
+                "bootstrap.insecure = true\nbootstrap.rebootstrap_mode = \"auto\"",
+                "bootstrap.rebootstrap_mode",
+            ),
         ] {
             assert_eq!(bad(lines).0, key, "{lines}");
         }
@@ -901,6 +917,11 @@ mod tests {
         assert_eq!(
             with(&format!("[[broker.brokers]]\nid = \"spiffe://a/b\"\n{types}")),
             ["broker: give a socket or an address on which the brokers may call"]
+        );
+        let beside = "admin.socket = \"/run/a/x.sock\"\nbroker.socket = \"/run/./a/b.sock\"";
+        assert_eq!(
+            with(&format!("{beside}\n[[broker.brokers]]\nid = \"spiffe://a/b\"\n{types}")),
+            ["broker.socket: must be in another folder than admin.socket"]
         );
         let found = with(&format!(
             r#"

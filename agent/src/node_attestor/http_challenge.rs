@@ -126,7 +126,7 @@ async fn serve(listener: TcpListener, path: Arc<str>, nonce: Arc<Mutex<Option<St
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(CALL_TIME)
+                .header_read_timeout(HEAD_TIME)
                 .max_buf_size(8192)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
@@ -162,7 +162,9 @@ struct Challenge {
     nonce: String,
 }
 
-const CALLERS: usize = 8;
+/// More than strangers will hold by accident: who says nothing loses the place soon.
+const CALLERS: usize = 64;
+const HEAD_TIME: Duration = Duration::from_secs(3);
 const CALL_TIME: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -213,6 +215,28 @@ mod tests {
             assert!(tokio::time::Instant::now() < deadline, "the port is still taken");
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn callers_that_say_nothing_do_not_keep_the_server_out() {
+        let config = HttpChallengeConfig {
+            hostname: Some("node.test".to_owned()),
+            agentname: "a".to_owned(),
+            port: 0,
+            advertised_port: None,
+        };
+        let mut attempt = HttpChallenge::new(config).begin().await.unwrap();
+        let claim: serde_json::Value = serde_json::from_slice(&attempt.payload()).unwrap();
+        let port = u16::try_from(claim["port"].as_u64().unwrap()).unwrap();
+        attempt.respond(br#"{"nonce":"abc"}"#).unwrap();
+        let mut silent = Vec::new();
+        for _ in 0..CALLERS {
+            silent.push(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap());
+        }
+        let url =
+            format!("http://127.0.0.1:{port}/.well-known/spiffe/nodeattestor/http_challenge/a/challenge");
+        let query = Query::get(url.parse().unwrap(), 64, HEAD_TIME * 2);
+        assert_eq!(fetch(query, None).await.unwrap(), "abc\n");
     }
 
     #[tokio::test]

@@ -95,8 +95,8 @@ pub enum NodeAttestError {
     /// The token cannot be obtained.
     #[error("cannot get a token from {url}: {problem}")]
     Token {
-        /// Where it was asked for.
-        url: http::Uri,
+        /// Where it was asked for, without query.
+        url: String,
         /// What went wrong.
         problem: String,
     },

@@ -15,6 +15,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::{Attempt, NodeAttestError, NodeAttestor, read};
+use crate::bootstrap::source::{has_userinfo, shown};
 use crate::config::{TokenSource, TokenUrl};
 
 /// The attestor of type `oidc`.
@@ -54,7 +55,7 @@ impl NodeAttestor for Oidc {
 }
 
 async fn from_url(source: &TokenUrl) -> Result<Zeroizing<String>, NodeAttestError> {
-    let failed = |problem: String| NodeAttestError::Token { url: source.url.clone(), problem };
+    let failed = |problem: String| NodeAttestError::Token { url: shown(&source.url), problem };
     let tls = if source.url.scheme_str() == Some("https") { Some(tls(source, &failed)?) } else { None };
     let query = Query {
         method: source.method.clone(),
@@ -113,9 +114,9 @@ struct Payload<'a> {
 const MAX_ANSWER: usize = 64 << 10;
 const TIME: Duration = Duration::from_secs(10);
 
-/// The schemes that a token may be fetched over.
+/// Whether a token may be fetched from there: by scheme, and because nobody would send a user or a password along.
 pub(crate) fn is_fetchable(url: &Uri) -> bool {
-    matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
+    matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some() && !has_userinfo(url)
 }
 
 #[cfg(test)]
@@ -181,7 +182,12 @@ mod tests {
         let token = source(Some("access_token"), Method::POST).begin().await.unwrap();
         assert_eq!(payload(token), r#"{"token":"d.e.f"}"#);
         let none = source(Some("access_token"), Method::GET).begin().await.map(drop).unwrap_err().to_string();
-        assert!(none.ends_with("the answer holds no token") && !none.contains("error"), "{none}");
+        assert!(
+            none.ends_with("the answer holds no token")
+                && !none.contains("error")
+                && !none.contains("audience"),
+            "{none}"
+        );
         let requests = service.await.unwrap();
         assert!(requests[0].starts_with("GET /identity?audience=x HTTP/1.1"));
         assert!(requests[0].contains("metadata-flavor: Google"));

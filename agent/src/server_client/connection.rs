@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bonafide_identity::{Bundle, EntryId, TrustDomain};
+use bonafide_identity::{Bundle, EntryId, Timestamp, TrustDomain};
 use bonafide_pki::tls;
 use bonafide_proto::convert::{
     self, SignedToken, X509Chain, bundle_from_server, jwt_svid_from_server, wit_svid_from_server,
@@ -77,6 +77,10 @@ impl Connector {
     #[must_use]
     pub fn trusting(&self, trust: tls::TrustStore) -> Self {
         Self { trust, ..self.clone() }
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Where the server is.

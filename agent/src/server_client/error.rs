@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use bonafide_identity::Timestamp;
 use bonafide_pki::{VerifyError, tls};
 use bonafide_proto::convert::{ConvertError, denial_reason};
 use bonafide_proto::spire::types::permission_denied_details::Reason;
@@ -142,6 +143,20 @@ impl ServerError {
         )
     }
 
+    /// Whether the server is known by the agent's bundle, as far as this error shows it: it came after the check of the server's
+    /// certificate, or was that the authority is unknown. Being away says nothing, nor do other faults of a certificate.
+    #[must_use]
+    pub fn shows_known(&self) -> Option<bool> {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } => None,
+            Self::Untrusted { .. } => self.is_unknown_authority().then_some(false),
+            Self::CertificateRefused { .. }
+            | Self::Status { .. }
+            | Self::Malformed { .. }
+            | Self::Attestor(_) => Some(true),
+        }
+    }
+
     /// The server does not know the call.
     #[must_use]
     pub fn is_unimplemented(&self) -> bool {
@@ -165,6 +180,21 @@ impl ServerError {
             Self::Malformed { .. } => "malformed",
             Self::Attestor(_) => "attestor",
         }
+    }
+}
+
+/// Since when the server is unknown by the agent's bundle, after one more operation: from the first unknown authority on, until
+/// anything shows that the server is known.
+#[must_use]
+pub fn unknown_since(
+    before: Option<Timestamp>,
+    result: Result<(), &ServerError>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    match result.map_or_else(ServerError::shows_known, |()| Some(true)) {
+        Some(true) => None,
+        Some(false) => before.or(Some(now)),
+        None => before,
     }
 }
 
@@ -208,6 +238,28 @@ mod tests {
             ServerError::connecting(&address(), refused.into()),
             ServerError::Unreachable { .. }
         ));
+    }
+
+    #[test]
+    fn an_outage_neither_begins_nor_ends_the_time_in_which_a_server_is_unknown() {
+        let at = Timestamp::from_unix_seconds;
+        let tls: rustls::Error = tls::PeerError::Certificate(VerifyError::UnknownAuthority).into();
+        let unknown = ServerError::connecting(&address(), std::io::Error::other(tls).into());
+        assert!(unknown.is_unknown_authority());
+        let away = ServerError::connecting(&address(), "away".into());
+        let slow = ServerError::Timeout { rpc: "x", after: Duration::ZERO };
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let expired = ServerError::connecting(&address(), std::io::Error::other(expired).into());
+        let status = |status| ServerError::calling("x", status, true, true);
+        let denied = status(tonic::Status::permission_denied("no"));
+        for other in [&away, &slow, &expired] {
+            assert_eq!(unknown_since(None, Err(other), at(1)), None, "{other}");
+            assert_eq!(unknown_since(Some(at(1)), Err(other), at(2)), Some(at(1)), "{other}");
+        }
+        assert_eq!(unknown_since(None, Err(&unknown), at(3)), Some(at(3)));
+        assert_eq!(unknown_since(Some(at(3)), Err(&unknown), at(4)), Some(at(3)));
+        assert_eq!(unknown_since(Some(at(3)), Err(&denied), at(4)), None);
+        assert_eq!(unknown_since(Some(at(3)), Ok(()), at(4)), None);
     }
 
     #[test]

@@ -15,17 +15,17 @@ mod error;
 mod sync;
 
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use bonafide_identity::{Bundle, EntryId, SpiffeId, TrustDomain};
+use bonafide_identity::{Bundle, EntryId, SpiffeId, Timestamp, TrustDomain};
 use bonafide_proto::convert::{SignedToken, X509Chain};
 use tokio::sync::Mutex;
 
 pub use connection::{
     Attested, Connection, Connector, Identity, Signed, SignedBatch, Verification, WitRequest, X509Request,
 };
-pub use error::ServerError;
+pub use error::{ServerError, unknown_since};
 pub use sync::{EntrySync, KnownEntry};
 
 use crate::metrics;
@@ -77,6 +77,7 @@ struct Shared {
     connector: Connector,
     identity: Identity,
     current: Mutex<Option<Arc<Connection>>>,
+    unknown_since: std::sync::Mutex<Option<Timestamp>>,
     timeout: Duration,
 }
 
@@ -84,7 +85,13 @@ impl ServerClient {
     /// A client that connects when it is first used.
     #[must_use]
     pub fn new(connector: Connector, identity: Identity) -> Self {
-        let shared = Shared { connector, identity, current: Mutex::new(None), timeout: OPERATION_TIMEOUT };
+        let shared = Shared {
+            connector,
+            identity,
+            current: Mutex::new(None),
+            unknown_since: std::sync::Mutex::default(),
+            timeout: OPERATION_TIMEOUT,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -159,6 +166,18 @@ impl ServerClient {
         self.operation("RenewAgent", async |connection| connection.renew(csr.clone()).await).await
     }
 
+    /// Since when the server has not been known by the agent's bundle; nothing while it is, or was when it was last there.
+    #[must_use]
+    pub fn unknown_since(&self) -> Option<Timestamp> {
+        *self.shared.unknown_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes into account what an operation on a connection of its own says about [`unknown_since`](Self::unknown_since).
+    pub fn observe(&self, result: Result<(), &ServerError>) {
+        let mut since = self.shared.unknown_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = unknown_since(*since, result, self.shared.connector.now());
+    }
+
     /// How connections are made, for those that must not carry the agent's SVID.
     #[must_use]
     pub fn connector(&self) -> &Connector {
@@ -182,6 +201,7 @@ impl ServerClient {
             Err(_) => Err(ServerError::Timeout { rpc, after: self.shared.timeout }),
         };
         metrics::server_called(rpc, result.as_ref().err(), started.elapsed());
+        self.observe(result.as_ref().map(drop));
         if let Err(error) = &result
             && !error.shows_a_working_connection()
         {

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bonafide_identity::{Entry, EntryId, Selector, SelectorSet, Timestamp, TrustDomain};
+use bonafide_identity::{Entry, EntryId, Selector, SelectorSet, SpiffeId, Timestamp, TrustDomain};
 use tokio::sync::{Notify, watch};
 
 pub use bundles::{Bundles, CachedBundle, Tainted, WorkloadKeys};
@@ -128,6 +128,8 @@ struct State {
     /// Entries by their first selector: whoever matches has it.
     by_selector: HashMap<Selector, BTreeSet<EntryId>>,
     bundles: Option<Arc<Bundles>>,
+    /// The SPIFFE IDs to which entries give rights at the server.
+    privileged: Arc<BTreeSet<SpiffeId>>,
     groups: HashMap<GroupKey, Group>,
     uses: u64,
     /// The server has said that it does not sign WIT-SVIDs.
@@ -149,6 +151,20 @@ pub struct View<S> {
     pub entries: Vec<(Arc<Entry>, Availability<S>)>,
     /// All bundles of the agent.
     pub bundles: Arc<Bundles>,
+    /// The SPIFFE IDs to which entries of this agent give rights at the server.
+    pub privileged: Arc<BTreeSet<SpiffeId>>,
+}
+
+impl<S> View<S> {
+    /// Without the identities that carry rights at the server: those stay with the process that has them.
+    ///
+    /// The server gives rights to SPIFFE IDs, whichever entry an SVID was signed for. So each entry is left out whose ID any entry
+    /// of the agent has with `admin` or `downstream`.
+    #[must_use]
+    pub fn delegable(mut self) -> Self {
+        self.entries.retain(|(entry, _)| !self.privileged.contains(&entry.spiffe_id));
+        self
+    }
 }
 
 /// Numbers for people.
@@ -202,9 +218,25 @@ impl SvidCache {
         matched.iter().filter_map(|id| state.held.get(id)).map(|held| Arc::clone(&held.entry)).collect()
     }
 
+    /// As [`matching`](Self::matching), without the identities that carry rights at the server ([`View::delegable`]).
+    #[must_use]
+    pub fn delegable(&self, selectors: &SelectorSet) -> Vec<Arc<Entry>> {
+        let mut entries = self.matching(selectors);
+        let privileged = Arc::clone(&self.lock().privileged);
+        // The flags as well: the entries may be of a moment before.
+        entries.retain(|entry| !entry.admin && !entry.downstream && !privileged.contains(&entry.spiffe_id));
+        entries
+    }
+
     /// Takes what the server said, in place of what it said before, and wakes those whom it concerns.
     pub fn update(&self, entries: Vec<Arc<Entry>>, bundles: Bundles) {
         let mut state = self.lock();
+        // Of all entries, also of those that are never served.
+        let with_rights = entries.iter().filter(|entry| entry.admin || entry.downstream);
+        let privileged: BTreeSet<SpiffeId> = with_rights.map(|entry| entry.spiffe_id.clone()).collect();
+        let rights_changed: BTreeSet<SpiffeId> =
+            state.privileged.symmetric_difference(&privileged).cloned().collect();
+        state.privileged = Arc::new(privileged);
         let changed = state.replace_entries(entries);
         let bundles = Arc::new(bundles);
         let before = state.bundles.replace(Arc::clone(&bundles));
@@ -222,6 +254,13 @@ impl SvidCache {
             }
         }
         state.wake_after_update(&changed, &parts, &bundles);
+        // What may be delegated has changed for whoever has another entry with such an ID.
+        for group in state.groups.values() {
+            let mut matched = group.matched.iter().filter_map(|id| state.held.get(id));
+            if matched.any(|held| rights_changed.contains(&held.entry.spiffe_id)) {
+                group.wake.send_modify(|count| *count += 1);
+            }
+        }
         state.report();
     }
 
@@ -348,12 +387,13 @@ impl SvidCache {
             .filter_map(|id| state.held.get(id))
             .map(|held| (Arc::clone(&held.entry), K::slot(held).0.availability(&held.entry, now)))
             .collect();
+        let privileged = Arc::clone(&state.privileged);
         drop(state);
         let waits = key.1 == K::INTEREST;
         if waits && entries.iter().any(|(_, availability)| matches!(availability, Availability::Pending)) {
             self.demand.notify_one();
         }
-        Some(View { entries, bundles })
+        Some(View { entries, bundles, privileged })
     }
 
     fn leave(&self, key: &GroupKey) {

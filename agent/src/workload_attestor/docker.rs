@@ -6,7 +6,8 @@
 //!
 //! The container's ID comes from the cgroups of the pinned process ([`super::cgroup`]). It is not believed alone: the
 //! engine says which process it started in that container, and both must be at the same place in the cgroups. So a
-//! service that may make cgroups below its own cannot pass for a container by giving one that container's name.
+//! service that may make cgroups below its own cannot pass for a container by giving one that container's name. The engine names
+//! that process by number, so the agent must be in the first PID namespace, as engines are; elsewhere attestation fails.
 //!
 //! A process in no container, or in one that the engine does not know (another engine's), has no selectors. An engine that
 //! does not answer is a failure. Nothing is remembered between two attestations.
@@ -29,10 +30,10 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
 
 use super::cgroup::{EngineKind, Located, Matcher, locate};
-use super::{AttestError, WorkloadAttestor};
+use super::places::Places;
+use super::{AttestError, WorkloadAttestor, numbers_are_the_systems};
 use crate::caller::PinnedCaller;
 
 /// Where engines are asked, and how containers are found.
@@ -120,13 +121,17 @@ enum EngineError {
     FirstProcess(#[source] std::io::Error),
     #[error("the caller is not where the engine runs the container that its cgroup names")]
     Elsewhere,
+    #[error(
+        "its numbers of processes mean something else to the agent, which is in a PID namespace of its own"
+    )]
+    OtherNumbers,
     #[error(transparent)]
     Ambiguous(#[from] super::cgroup::Ambiguous),
 }
 
 impl From<EngineError> for AttestError {
     fn from(error: EngineError) -> Self {
-        Self::Service { what: "the container engine", source: Arc::new(error) }
+        Self::Service { what: SERVICE, source: Arc::new(error) }
     }
 }
 
@@ -134,15 +139,26 @@ impl From<EngineError> for AttestError {
 pub struct Docker {
     config: DockerConfig,
     proc: PathBuf,
+    /// Whether our numbers of processes are those of the engine.
+    same_numbers: bool,
     patience: Duration,
-    places: Semaphore,
+    places: Places,
+    /// For engines that users control: one that does not answer must not hold up those of the system.
+    places_of_users: Places,
 }
 
 impl Docker {
     /// An attestor that connects for each attestation.
     #[must_use]
     pub fn new(config: DockerConfig) -> Self {
-        Self { config, proc: "/proc".into(), patience: PATIENCE, places: Semaphore::new(AT_ONCE) }
+        Self {
+            config,
+            proc: "/proc".into(),
+            same_numbers: numbers_are_the_systems(),
+            patience: PATIENCE,
+            places: Places::new(AT_ONCE, SERVICE),
+            places_of_users: Places::new(AT_ONCE, SERVICE),
+        }
     }
 
     /// The engine's socket; nothing when containers of that engine are not looked at.
@@ -179,6 +195,10 @@ impl Docker {
 
     /// The caller's place is that of the process which the engine started.
     fn ensure_inside(&self, located: &Located<'_>, container: &Container) -> Result<(), EngineError> {
+        // The number would be looked up among our processes, and might be that of whoever likes.
+        if !self.same_numbers {
+            return Err(EngineError::OtherNumbers);
+        }
         let first = container.first_process().ok_or(EngineError::Elsewhere)?;
         let text = std::fs::read(self.proc.join(first.to_string()).join("cgroup"))
             .map_err(EngineError::FirstProcess)?;
@@ -205,11 +225,14 @@ impl WorkloadAttestor for Docker {
             tracing::debug!(?caller, engine = ?located.engine, "containers of this engine are not looked at");
             return Ok(Vec::new());
         };
-        let described = tokio::time::timeout(self.patience, async {
-            let _place = self.places.acquire().await.map_err(|_| AttestError::Stopped)?;
-            Ok::<_, AttestError>(self.describe(&located, &socket).await?)
-        });
-        let values = described.await.map_err(|_| AttestError::TooSlow("the container engine"))??;
+        let place = match located.engine {
+            // The user whose engine it is: the processes in its containers may have many.
+            EngineKind::User { uid, .. } => self.places_of_users.take(uid).await?,
+            EngineKind::Docker | EngineKind::Podman => self.places.take(caller.uid()).await?,
+        };
+        let described = tokio::time::timeout(self.patience, self.describe(&located, &socket)).await;
+        drop(place);
+        let values = described.map_err(|_| AttestError::TooSlow(SERVICE))??;
         // It may have been moved while the engine was asked.
         if locate(&caller.read("cgroup")?, &self.config.matchers).map_err(EngineError::from)? != Some(located)
         {
@@ -356,7 +379,8 @@ impl Container {
 
 const KIND: &str = "docker";
 const PATIENCE: Duration = Duration::from_secs(5);
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 16;
+const SERVICE: &str = "the container engine";
 /// Far above the descriptions of real containers, which have a few tens of KiB.
 const MAX_ANSWER: usize = 1024 * 1024;
 
@@ -422,7 +446,8 @@ mod tests {
                 podman_socket: folder.path().join("podman.sock"),
                 ..DockerConfig::default()
             };
-            let attestor = Docker { proc, patience: Duration::from_secs(20), ..Docker::new(config) };
+            let attestor =
+                Docker { proc, same_numbers: true, patience: Duration::from_secs(20), ..Docker::new(config) };
             Self { folder, caller, asked, attestor }
         }
 
@@ -576,6 +601,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn numbers_of_another_namespace_are_not_looked_up() {
+        let mut scene = Scene::new(INSIDE, INSIDE, usual);
+        scene.attestor.same_numbers = false;
+        let error = scene.attest().await.unwrap_err();
+        assert!(format!("{error:?}").contains("OtherNumbers"), "{error:?}");
+    }
+
+    #[tokio::test]
     async fn a_container_that_does_not_run_is_nobodys() {
         let scene = Scene::new(INSIDE, INSIDE, |path| match usual(path) {
             Answer::Json(json) => Answer::Json(json.replace("\"Running\":true", "\"Running\":false")),
@@ -661,6 +694,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn users_engines_that_do_not_answer_hold_up_nobody_elses() {
+        let scene = Scene::new(INSIDE, INSIDE, usual);
+        let mut held = Vec::new();
+        for uid in 0..2 {
+            for _ in 0..AT_ONCE / 2 {
+                held.push(scene.attestor.places_of_users.take(uid).await.unwrap());
+            }
+        }
+        assert_eq!(scene.attest().await.unwrap().len(), 6);
+    }
+
+    #[tokio::test]
     async fn a_caller_that_moves_meanwhile_is_refused() {
         let scene = Scene::new(INSIDE, INSIDE, usual);
         let own = scene.attestor.proc.join(std::process::id().to_string()).join("cgroup");
@@ -671,6 +716,7 @@ mod tests {
         let attestor = Docker {
             config: moving.attestor.config.clone(),
             proc: scene.attestor.proc.clone(),
+            same_numbers: true,
             ..Docker::new(DockerConfig::default())
         };
         let error = attestor.attest(&scene.caller).await.unwrap_err();

@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod dbus;
 pub mod docker;
+mod places;
 pub mod systemd;
 pub mod unix;
 
@@ -62,6 +63,15 @@ pub enum AttestError {
     #[error("the attestor stopped")]
     Stopped,
 }
+
+/// Whether our numbers of processes are those of the system's services, which live in the first PID namespace.
+fn numbers_are_the_systems() -> bool {
+    std::fs::read_link("/proc/self/ns/pid")
+        .is_ok_and(|namespace| namespace.as_os_str() == FIRST_PID_NAMESPACE)
+}
+
+/// `PROC_PID_INIT_INO` of Linux: the first PID namespace has this number on every machine.
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// Nobody could say anything about the caller, or the caller is no longer the process that connected.
 #[derive(Debug, thiserror::Error)]

@@ -19,10 +19,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bonafide_identity::Selector;
-use tokio::sync::Semaphore;
 
 use super::dbus::{Argument, Call, Connection, DbusError};
-use super::{AttestError, WorkloadAttestor};
+use super::places::Places;
+use super::{AttestError, WorkloadAttestor, numbers_are_the_systems};
 use crate::caller::PinnedCaller;
 
 /// Where systemd is asked.
@@ -47,16 +47,15 @@ pub struct Systemd {
     /// Whether our numbers of processes are those of systemd.
     same_numbers: bool,
     patience: Duration,
-    places: Semaphore,
+    places: Places,
 }
 
 impl Systemd {
     /// An attestor that connects for each attestation.
     #[must_use]
     pub fn new(config: SystemdConfig) -> Self {
-        let same_numbers = std::fs::read_link("/proc/self/ns/pid")
-            .is_ok_and(|namespace| namespace.as_os_str() == FIRST_PID_NAMESPACE);
-        Self { config, same_numbers, patience: PATIENCE, places: Semaphore::new(AT_ONCE) }
+        let same_numbers = numbers_are_the_systems();
+        Self { config, same_numbers, patience: PATIENCE, places: Places::new(AT_ONCE, "systemd") }
     }
 
     async fn unit(&self, caller: &PinnedCaller) -> Result<Option<Unit>, DbusError> {
@@ -125,13 +124,12 @@ impl WorkloadAttestor for Systemd {
     }
 
     async fn attest(&self, caller: &PinnedCaller) -> Result<Vec<Selector>, AttestError> {
-        let asked = tokio::time::timeout(self.patience, async {
-            let _place = self.places.acquire().await.map_err(|_| AttestError::Stopped)?;
-            self.unit(caller)
-                .await
-                .map_err(|error| AttestError::Service { what: "systemd", source: Arc::new(error) })
-        });
-        let unit = asked.await.map_err(|_| AttestError::TooSlow("systemd"))??;
+        let place = self.places.take(caller.uid()).await?;
+        let asked = tokio::time::timeout(self.patience, self.unit(caller)).await;
+        drop(place);
+        let unit = asked
+            .map_err(|_| AttestError::TooSlow("systemd"))?
+            .map_err(|error| AttestError::Service { what: "systemd", source: Arc::new(error) })?;
         // Of a number that has become another process's in the meantime nothing must be said.
         caller.recheck()?;
         let Some(unit) = unit else { return Ok(Vec::new()) };
@@ -146,8 +144,6 @@ const NO_UNIT: &str = "org.freedesktop.systemd1.NoUnitForPID";
 /// A systemd without the method says the first; a policy of the bus that names methods one by one, the second.
 const UNKNOWN_METHOD: [&str; 2] =
     ["org.freedesktop.DBus.Error.UnknownMethod", "org.freedesktop.DBus.Error.AccessDenied"];
-/// `PROC_PID_INIT_INO` of Linux: the first PID namespace has this number on every machine.
-const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The bus allows each user a limited number of connections; others need some, too.
 const AT_ONCE: usize = 16;

@@ -108,7 +108,7 @@ async fn the_workload_socket_does_not_offer_administration() {
 }
 
 #[tokio::test]
-async fn no_other_socket_shares_the_folder_of_the_workload_socket() {
+async fn no_two_sockets_share_a_folder() {
     let server = FakeServer::start().await;
     let home = Home::new();
     std::fs::create_dir(home.path("public")).unwrap();
@@ -123,6 +123,15 @@ async fn no_other_socket_shares_the_folder_of_the_workload_socket() {
         };
         assert!(error.contains("are in the same folder"), "{error}");
     }
+    std::fs::create_dir(home.path("private")).unwrap();
+    std::os::unix::fs::symlink(home.path("private"), home.path("second")).unwrap();
+    let mut both = config.clone();
+    both.broker.socket = Some(home.path("second/broker.sock"));
+    let error = match home.start_with(both, overrides()).await {
+        Ok(_) => panic!("it must not start"),
+        Err(error) => error.to_string(),
+    };
+    assert!(error.contains("are in the same folder") && error.contains("admin.sock"), "{error}");
     assert!(server.lock().tokens.contains("token"), "no token is spent");
     assert!(!home.socket().exists(), "nothing is left behind");
     home.start_with(config, overrides()).await.unwrap();

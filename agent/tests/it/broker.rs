@@ -175,6 +175,9 @@ async fn a_broker_gets_what_the_named_workload_is_entitled_to() {
         let later = bonafide_identity::Timestamp::from_unix_seconds(1_900_000_000);
         state.add(my_entry("e2", "/two").hint("same").with(|entry| entry.created_at = later).build());
         state.add(my_entry("e3", "/admin").with(|entry| entry.admin = true).build());
+        state.add(my_entry("e5", "/twin").build());
+        let twin = EntryBuilder::new("e6").spiffe_id("/twin").selectors(["a:b"]);
+        state.add(twin.with(|entry| entry.admin = true).build());
         state.add(my_entry("e4", "/downstream").with(|entry| entry.downstream = true).build());
         state.add(my_entry("e5", "/three").build());
         let name = TrustDomain::parse("one.test").unwrap();

@@ -118,6 +118,10 @@ async fn a_delegate_gets_what_the_selectors_are_entitled_to() {
         state.add(other("e2", "/two").hint("same").build());
         state.add(other("e3", "/admin").with(|entry| entry.admin = true).build());
         state.add(other("e4", "/downstream").with(|entry| entry.downstream = true).build());
+        // Rights go with the ID, and the entry that gives them is another.
+        state.add(other("e5", "/twin").build());
+        let twin = EntryBuilder::new("e6").spiffe_id("/twin").selectors(["k8s:ns:c"]);
+        state.add(twin.with(|entry| entry.downstream = true).build());
         // One that is never signed must not hold up the rest, as it is never handed out.
         state.refuse.insert("e3".into());
         for name in ["one.test", "two.test"] {
@@ -142,10 +146,17 @@ async fn a_delegate_gets_what_the_selectors_are_entitled_to() {
         assert_eq!(svid.x509_svid.as_ref().unwrap().expires_at, leaf.not_after.unix_seconds());
     }
 
+    let twin =
+        client.fetch_jwtsvi_ds(tokens(&["x"], by_selectors(&["k8s:ns:a"]))).await.unwrap().into_inner();
+    assert_eq!(twin.svids.len(), 2);
+    server.lock().entries.remove("e6");
+    let message = next(&mut stream).await.unwrap();
+    assert_eq!(message.x509_svids.len(), 3, "without the other entry the ID has no rights");
+
     // An empty list is an answer, and what comes later is pushed.
     let mut nobody = client.subscribe_to_x509svi_ds(by_selectors(&["k8s:ns:b"])).await.unwrap().into_inner();
     assert_eq!(next(&mut nobody).await.unwrap(), SubscribeToX509sviDsResponse::default());
-    server.lock().add(EntryBuilder::new("e5").spiffe_id("/five").selectors(["k8s:ns:b"]).build());
+    server.lock().add(EntryBuilder::new("e7").spiffe_id("/five").selectors(["k8s:ns:b"]).build());
     assert_eq!(paths(&next(&mut nobody).await.unwrap()), [("/five".to_owned(), String::new())]);
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bonafide_agent::bootstrap::store::DataFile;
+use bonafide_identity::{Bundle, TrustDomain};
 use bonafide_pki::inspect;
 use bonafide_proto::convert::entry_to_wire;
 use bonafide_proto::spire::types::permission_denied_details::Reason;
@@ -12,7 +13,7 @@ use tonic::Status;
 
 use crate::bootstrap::x509pop;
 use crate::fake_server::FakeServer;
-use crate::harness::{Home, certificates, eventually, my_entry, next, workload};
+use crate::harness::{Home, certificates, eventually, federating, my_entry, next, workload};
 
 fn ids(agent: &bonafide_agent::agent::Agent) -> BTreeSet<String> {
     agent.cache().entries().iter().map(|entry| entry.id.as_str().to_owned()).collect()
@@ -121,6 +122,44 @@ async fn a_refused_entry_does_not_hold_up_the_others() {
     server.lock().refuse.clear();
     let message = next(&mut stream).await.unwrap();
     assert_eq!(message.svids.len(), 2);
+}
+
+#[tokio::test]
+async fn a_federated_bundle_that_fails_keeps_nothing_else_from_workloads() {
+    let server = FakeServer::start().await;
+    let name = TrustDomain::parse("one.test").unwrap();
+    {
+        let mut state = server.lock();
+        let authority = state.bundle().x509_authorities[0].clone();
+        state.add(federating(my_entry("e1", "/a").build(), &["one.test"]));
+        let mut bundle = Bundle::empty(name.clone());
+        bundle.x509_authorities.push(authority);
+        state.federated.insert(name, bundle);
+    }
+    let home = Home::new();
+    let agent = home.start(&server, "").await;
+    let mut stream = workload(&home).await.fetch_x509svid(X509svidRequest {}).await.unwrap().into_inner();
+    let before = next(&mut stream).await.unwrap();
+    assert_eq!(before.federated_bundles.len(), 1);
+    {
+        let mut state = server.lock();
+        let failures = (0..1000).map(|_| Status::internal("broken")).collect();
+        state.fail.insert("GetFederatedBundle", failures);
+        state.rotate_x509();
+    }
+    let message = next(&mut stream).await.unwrap();
+    assert_eq!(certificates(&message.svids[0].bundle).len(), 2, "the change of the own bundle has come");
+    assert_eq!(message.federated_bundles, before.federated_bundles);
+    server.lock().add(my_entry("e2", "/b").build());
+    while next(&mut stream).await.unwrap().svids.len() != 2 {}
+    // It is a failure all the same.
+    fails(&agent).await;
+    server.lock().fail.clear();
+    eventually("it recovers", async || match agent.last_sync().failures_in_a_row() {
+        0 => Ok(()),
+        count => Err(count),
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bonafide_agent::agent::Agent;
+use bonafide_agent::bootstrap::store::{Attempts, DataFile};
+use bonafide_identity::Timestamp;
 use bonafide_pki::inspect;
 use bonafide_proto::workload::X509svidRequest;
 
@@ -125,6 +127,34 @@ async fn an_agent_begins_anew_at_start_up_too() {
         agent.shut_down();
         agent.join().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_outage_before_does_not_count_as_time_in_which_the_server_is_unknown() {
+    let server = known().await;
+    let home = Home::new();
+    let settings = settings(&home, "auto").replace("300ms", "1h");
+    let config = home.config(&server, &settings);
+    let agent = home.start_with(config.clone(), overrides()).await.unwrap();
+    agent.shut_down();
+    agent.join().await.unwrap();
+    // As an agent leaves it that has tried for long to reach a server that was away.
+    let file = DataFile::open(&home.path("data")).unwrap();
+    let mut data = file.load().unwrap();
+    data.svid.clear();
+    data.attempts = Attempts { count: 9, since: Some(Timestamp::from_unix_seconds(1_600_000_000)) };
+    file.store(&data).unwrap();
+    let server = replace(server).await;
+    std::fs::write(home.path("bundle.pem"), server.lock().root_pem()).unwrap();
+    let starting = tokio::spawn(Agent::start(config, overrides()));
+    eventually("it has been tried some times", async || match file.load().unwrap().attempts.count {
+        count @ 0..=12 => Err(count),
+        _ => Ok(()),
+    })
+    .await;
+    assert_eq!(server.lock().count("AttestAgent"), 0);
+    assert!(!starting.is_finished());
+    starting.abort();
 }
 
 #[tokio::test]

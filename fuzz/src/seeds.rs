@@ -643,7 +643,8 @@ server {
     admin_ids = ["spiffe://example.org/a",]
     ca_subject = { country = ["US"] organization = [] }
     ratelimit { attestation = false }
-    federation { federates_with "a.test" { bundle_endpoint_url = "https://a.test" } }
+    federation { federates_with "a.test" { bundle_endpoint_url = "https://a.test" bundle_endpoint_profile "https_web" { } }
+        bundle_endpoint { port = 8443 profile "https_web" { acme { email = "e" } } } }
     experimental { feature_flags = ["wit-svid"] }
 }
 /* plugins */

@@ -1,8 +1,8 @@
 //! What becomes of each setting of SPIRE's `agent.conf`.
 
-use bonafide_runtime::import::Carry::{Left, LeftBlock, Moot, To, Used};
-use bonafide_runtime::import::Form::{Bool, Duration, Integer, Lower, Text, Texts};
-use bonafide_runtime::import::{Carry, Import, Row, Table, shared};
+use bonafide_runtime::import::Carry::{Block, Left, Moot, To, Used};
+use bonafide_runtime::import::Form::{Bool, Duration, Integer, Lower, Tables, Text, Texts};
+use bonafide_runtime::import::{Carry, Form, Import, Row, Table, shared};
 
 use super::Config;
 use super::keys::KEYS;
@@ -24,29 +24,22 @@ const PROFILING: &str =
     "there is no profiling endpoint: attach a profiler such as perf to the process instead";
 const TELEMETRY: &str = "metrics are offered to Prometheus only, at health_address under /metrics";
 const SDS: &str = "Envoy's secret discovery service is not offered: let Envoy read files that `bonafide write --watch` keeps fresh";
-const BOOTSTRAP: &str = "the first bundle is read from a file only: write what `bonafide bundle show --format pem` prints to bootstrap.bundle_file";
-const ATTESTOR: &str = "this node attestor does not exist here: attest by x509pop or with a join token; the agent then has another \
-                        SPIFFE ID, so entries below it need a new parent";
+const ATTESTOR: &str = "this node attestor does not exist here: attest in another way; the agent then has another SPIFFE ID, so \
+                        entries below it need a new parent. For Kubernetes, Google Cloud and Azure see node_attestor.oidc, for the \
+                        rest x509pop, sshpop, http_challenge and join tokens";
 const WORKLOAD: &str =
     "this workload attestor does not exist here: entries with its selectors match no process on this node";
-const RATES: &str = "calls of workloads are not limited by rate";
-const BROKER: &str = "the broker API is not offered";
 const PIPE: &str = "named pipes exist on Windows only";
 
-const BROKERS: &[&str] = &[
-    "socket_path",
-    "bind_address",
-    "brokers.id",
-    "brokers.allowed_reference_types.type_url",
-    "brokers.allowed_reference_types.allow_over_tcp",
-];
+const BROKERS: &[(&str, Form)] =
+    &[("id", Text), ("allowed_reference_types", Tables(&[("type_url", Text), ("allow_over_tcp", Bool)]))];
 
 const ROWS: &[Row] = &[
     row("agent.data_dir", Used),
     row("agent.admin_socket_path", To(Text, "admin.socket")),
     row("agent.insecure_bootstrap", Used),
     row("agent.rebootstrap_mode", Used),
-    row("agent.rebootstrap_delay", Moot("the agent never bootstraps anew by itself")),
+    row("agent.rebootstrap_delay", Used),
     row("agent.join_token", Used),
     row("agent.join_token_file", Used),
     row("agent.log_file", To(Text, "log.file")),
@@ -69,19 +62,16 @@ const ROWS: &[Row] = &[
     row("agent.workload_x509_svid_key_type", To(Lower, "svid.key_type")),
     row("agent.trust_bundle_format", Used),
     row("agent.trust_bundle_path", Used),
-    row("agent.trust_bundle_spiffe_workload_api", Left(BOOTSTRAP)),
-    row("agent.trust_bundle_unix_socket", Left(BOOTSTRAP)),
-    row("agent.trust_bundle_url", Left(BOOTSTRAP)),
+    row("agent.trust_bundle_spiffe_workload_api", Used),
+    row("agent.trust_bundle_unix_socket", Used),
+    row("agent.trust_bundle_url", Used),
     row("agent.trust_domain", To(Text, "trust_domain")),
     row("agent.allow_unauthenticated_verifiers", To(Bool, "allow_unauthenticated_verifiers")),
     row("agent.allowed_foreign_jwt_claims", To(Texts, "allowed_foreign_jwt_claims")),
     row("agent.availability_target", To(Duration, "svid.availability_target")),
     row("agent.x509_svid_cache_max_size", Used),
     row("agent.jwt_svid_cache_max_size", Used),
-    row(
-        "agent.authorized_delegates",
-        Left("the delegated identity API is not offered: let each workload call the Workload API itself"),
-    ),
+    row("agent.authorized_delegates", Used),
     row("agent.profiling_enabled", Left(PROFILING)),
     row("agent.profiling_port", Moot(PROFILING)),
     row("agent.profiling_freq", Moot(PROFILING)),
@@ -98,13 +88,16 @@ const ROWS: &[Row] = &[
         "agent.experimental.require_pq_kem",
         Left("key exchange that withstands quantum computers cannot be required"),
     ),
-    row("agent.experimental.ratelimit.fetch_x509_svid", Left(RATES)),
-    row("agent.experimental.ratelimit.fetch_jwt_svid", Left(RATES)),
-    row("agent.experimental.ratelimit.fetch_x509_bundles", Left(RATES)),
-    row("agent.experimental.ratelimit.fetch_jwt_bundles", Left(RATES)),
-    row("agent.experimental.ratelimit.stream_secrets", Left(RATES)),
-    row("agent.experimental.ratelimit.fetch_secrets", Left(RATES)),
-    row("agent.experimental.broker", LeftBlock(BROKER, BROKERS)),
+    row("agent.experimental.ratelimit.fetch_x509_svid", To(Integer, "rate_limit.fetch_x509_svid")),
+    row("agent.experimental.ratelimit.fetch_jwt_svid", To(Integer, "rate_limit.fetch_jwt_svid")),
+    row("agent.experimental.ratelimit.fetch_x509_bundles", To(Integer, "rate_limit.fetch_x509_bundles")),
+    row("agent.experimental.ratelimit.fetch_jwt_bundles", To(Integer, "rate_limit.fetch_jwt_bundles")),
+    row("agent.experimental.ratelimit.stream_secrets", Left(SDS)),
+    row("agent.experimental.ratelimit.fetch_secrets", Left(SDS)),
+    row("agent.experimental.broker", Block),
+    row("agent.experimental.broker.socket_path", To(Text, "broker.socket")),
+    row("agent.experimental.broker.bind_address", Used),
+    row("agent.experimental.broker.brokers", To(Tables(BROKERS), "broker.brokers")),
     row("telemetry.Prometheus.host", Used),
     row("telemetry.Prometheus.port", Used),
     row("telemetry.Prometheus.tls", Left("/metrics is plain HTTP: keep it on a loopback or private address")),
@@ -148,6 +141,14 @@ const ROWS: &[Row] = &[
             "certificate and key are read from files only: keep them fresh there, with `bonafide write --watch` for instance",
         ),
     ),
+    row("plugins.NodeAttestor.sshpop", Used),
+    row("plugins.NodeAttestor.sshpop.host_key_path", To(Text, "node_attestor.sshpop.host_key_path")),
+    row("plugins.NodeAttestor.sshpop.host_cert_path", To(Text, "node_attestor.sshpop.host_cert_path")),
+    row("plugins.NodeAttestor.http_challenge", Used),
+    row("plugins.NodeAttestor.http_challenge.hostname", To(Text, "node_attestor.http_challenge.hostname")),
+    row("plugins.NodeAttestor.http_challenge.agentname", To(Text, "node_attestor.http_challenge.agentname")),
+    row("plugins.NodeAttestor.http_challenge.port", To(Integer, "node_attestor.http_challenge.port")),
+    row("plugins.NodeAttestor.http_challenge.advertised_port", Used),
     row("plugins.NodeAttestor.*", Left(ATTESTOR)),
     row("plugins.WorkloadAttestor.unix", Used),
     row(
@@ -157,6 +158,38 @@ const ROWS: &[Row] = &[
     row(
         "plugins.WorkloadAttestor.unix.workload_size_limit",
         To(Integer, "workload_attestor.unix.workload_size_limit"),
+    ),
+    row("plugins.WorkloadAttestor.systemd", Used),
+    row("plugins.WorkloadAttestor.docker", Used),
+    row(
+        "plugins.WorkloadAttestor.docker.docker_socket_path",
+        To(Text, "workload_attestor.docker.docker_socket_path"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.docker.docker_version",
+        To(Text, "workload_attestor.docker.docker_version"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.docker.podman_socket_path",
+        To(Text, "workload_attestor.docker.podman_socket_path"),
+    ),
+    row("plugins.WorkloadAttestor.docker.podman_socket_path_template", Used),
+    row("plugins.WorkloadAttestor.docker.container_id_cgroup_matchers", Used),
+    row(
+        "plugins.WorkloadAttestor.docker.use_new_container_locator",
+        Moot("there is one way to find a container, by its cgroup of version 1 or 2"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.docker.verbose_container_locator_logs",
+        Left("how a container was found is not logged in detail"),
+    ),
+    row("plugins.WorkloadAttestor.docker.docker_host", Moot(PIPE)),
+    row(
+        "plugins.WorkloadAttestor.docker.sigstore",
+        Left(
+            "signatures of images are not verified: entries with selectors of signatures or attestations match no process; \
+             docker:image_config_digest says what runs",
+        ),
     ),
     row("plugins.WorkloadAttestor.*", Left(WORKLOAD)),
     row(
@@ -211,47 +244,129 @@ fn compose(import: &mut Import<'_>) {
         let why = "the agent always asks by SyncAuthorizedEntries";
         import.left("agent.experimental.use_sync_authorized_entries", why);
     }
-    match import.text("agent.rebootstrap_mode").as_deref() {
-        None | Some("never") => {}
-        Some(_) => import.left(
-            "agent.rebootstrap_mode",
-            "the agent never bootstraps anew by itself: after a loss of all authorities remove its data_dir and start it again",
-        ),
-    }
     shared::health(import, "health_address");
     bootstrap(import, &own);
-    attestors(import, &own);
+    rebootstrap(import);
+    delegates(import);
+    node_attestor(import, &own);
+    workload_attestors(import);
 }
 
 fn bootstrap(import: &mut Import<'_>, data_dir: &str) {
-    const KEY: &str = "bootstrap.bundle_file";
+    const FORMAT: &str = "agent.trust_bundle_format";
+    const SOCKET: &str = "agent.trust_bundle_unix_socket";
+    const WHY: &str = "The bundle by which the agent recognises its server must hold the authority of the server that it is going to.";
     let insecure = import.bool("agent.insecure_bootstrap").unwrap_or(false);
-    let bundle = import.text("agent.trust_bundle_path");
-    if bundle.is_none() && import.has("agent.trust_bundle_format") {
-        import.moot(
-            "agent.trust_bundle_format",
-            "it says nothing without trust_bundle_path; bootstrap.bundle_file is PEM",
-        );
+    let sources = [
+        ("agent.trust_bundle_path", "bootstrap.bundle_file"),
+        ("agent.trust_bundle_url", "bootstrap.bundle_url"),
+        ("agent.trust_bundle_spiffe_workload_api", "bootstrap.bundle_workload_api"),
+    ];
+    let given = sources.map(|(setting, key)| import.text(setting).map(|value| (setting, key, value)));
+    let mut given = given.into_iter().flatten();
+    let first = given.next();
+    let excluded = match &first {
+        Some((first, ..)) if insecure => Some(("agent.insecure_bootstrap", *first)),
+        Some((first, ..)) => given.next().map(|(second, ..)| (second, *first)),
+        None => None,
+    };
+    if let Some((setting, other)) = excluded {
+        let other = other.trim_start_matches("agent.");
+        return import.refuse(setting, &format!("excludes {other}; remove one of them"));
     }
-    let format = import.text("agent.trust_bundle_format").unwrap_or_else(|| "pem".to_owned());
-    let why = "The bundle by which the agent recognises its server must hold the authority of the server that it is going to.";
-    match (bundle, insecure) {
-        (Some(_), true) => {
-            import.refuse("agent.insecure_bootstrap", "excludes trust_bundle_path; remove one of them");
+    let url = first.as_ref().is_some_and(|(setting, ..)| *setting == "agent.trust_bundle_url");
+    match import.text(SOCKET) {
+        Some(socket) if url => import.set("bootstrap.bundle_unix_socket", socket, SOCKET, None),
+        Some(_) => import.refuse(SOCKET, "needs trust_bundle_url"),
+        None => {}
+    }
+    let format = import.text(FORMAT);
+    match first {
+        Some((setting, key, value)) => {
+            import.set(key, value, setting, Some(WHY));
+            if key != "bootstrap.bundle_workload_api" {
+                let format = format.unwrap_or_else(|| "pem".to_owned());
+                return import.set("bootstrap.bundle_format", format, FORMAT, None);
+            }
         }
-        (Some(file), false) => {
-            import.set(KEY, file, "agent.trust_bundle_path", Some(why));
-            import.set("bootstrap.bundle_format", format, "agent.trust_bundle_format", None);
-        }
-        (None, true) => import.set("bootstrap.insecure", true, "agent.insecure_bootstrap", None),
-        (None, false) => {
+        None if insecure => import.set("bootstrap.insecure", true, "agent.insecure_bootstrap", None),
+        None => {
             // A file that is not there: the agent says so and trusts nobody.
-            import.set(KEY, format!("{data_dir}/bootstrap-bundle.pem"), "", Some(why));
+            import.set("bootstrap.bundle_file", format!("{data_dir}/bootstrap-bundle.pem"), "", Some(WHY));
         }
+    }
+    if format.is_some() {
+        import.moot(FORMAT, "it says nothing without trust_bundle_path or trust_bundle_url");
     }
 }
 
-fn attestors(import: &mut Import<'_>, data_dir: &str) {
+fn rebootstrap(import: &mut Import<'_>) {
+    const MODE: &str = "agent.rebootstrap_mode";
+    const DELAY: &str = "agent.rebootstrap_delay";
+    let mode = import.text(MODE);
+    let on = mode.as_deref().is_some_and(|mode| mode != "never");
+    if on && import.bool("agent.insecure_bootstrap") == Some(true) {
+        return import.refuse(MODE, "excludes insecure_bootstrap; remove one of them");
+    }
+    if on {
+        import.note(MODE, "the agent goes on while it begins anew, and workloads keep what they hold");
+    }
+    if let Some(mode) = mode {
+        import.set("bootstrap.rebootstrap_mode", mode, MODE, None);
+    }
+    if import.text(DELAY).is_none() {
+        return;
+    }
+    let delay = import.value(DELAY, Duration);
+    if on {
+        // No delay is a delay of SPIRE's, and not its default.
+        import.set("bootstrap.rebootstrap_delay", delay.unwrap_or_else(|| "0s".into()), DELAY, None);
+    } else {
+        import.moot(DELAY, "it says nothing in the mode never");
+    }
+}
+
+fn delegates(import: &mut Import<'_>) {
+    const DELEGATES: &str = "agent.authorized_delegates";
+    const ADDRESS: &str = "agent.experimental.broker.bind_address";
+    const RIGHTS: &str =
+        "identities of entries with admin or downstream are given to nobody but the workload";
+    let ids = import.value(DELEGATES, Texts).filter(|ids| ids.as_array().is_some_and(|ids| !ids.is_empty()));
+    if let Some(ids) = ids {
+        if import.is_set("admin.socket") {
+            import.set("admin.authorized_delegates", ids, DELEGATES, None);
+            import.note(DELEGATES, RIGHTS);
+        } else {
+            import.moot(DELEGATES, "it says nothing without admin_socket_path");
+        }
+    }
+    if !import.has("agent.experimental.broker") {
+        return;
+    }
+    import.note(
+        "agent.experimental.broker",
+        &format!(
+            "{RIGHTS}; a broker may name workloads by WorkloadPIDReference, other types of references are not understood"
+        ),
+    );
+    let address = import.text(ADDRESS);
+    if address.is_none() && !import.is_set("broker.socket") {
+        import.refuse("agent.experimental.broker", "requires socket_path, bind_address, or both");
+    }
+    if let Some(address) = address {
+        let (name, port) = address.rsplit_once(':').unwrap_or((&address, ""));
+        let host = if name.is_empty() { Some("0.0.0.0".to_owned()) } else { shared::host(name) };
+        let host = host.unwrap_or_else(|| {
+            let why = "it is a name, and the agent binds to addresses only: write the address into broker.address, where \
+                       127.0.0.1 stands now";
+            import.left(ADDRESS, why);
+            "127.0.0.1".to_owned()
+        });
+        import.set("broker.address", format!("{host}:{port}"), ADDRESS, None);
+    }
+}
+
+fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
     const TOKEN: &str = "node_attestor.join_token.token";
     const TOKEN_FILE: &str = "node_attestor.join_token.token_file";
     const ONCE: &str =
@@ -261,23 +376,41 @@ fn attestors(import: &mut Import<'_>, data_dir: &str) {
     if token.is_some() && file.is_some() {
         import.refuse("agent.join_token_file", "excludes join_token; remove one of them");
     }
-    let x509pop = import.has("plugins.NodeAttestor.x509pop");
-    if x509pop && import.has("plugins.NodeAttestor.join_token") {
-        import.refuse("plugins.NodeAttestor.join_token", "there can be one NodeAttestor");
+    let known = ["x509pop", "sshpop", "http_challenge", "join_token"];
+    let plugin = |name: &str| format!("plugins.NodeAttestor.{name}");
+    let given: Vec<&str> = known.into_iter().filter(|name| import.has(&plugin(name))).collect();
+    for second in given.iter().skip(1) {
+        import.refuse(&plugin(second), "there can be one NodeAttestor");
+    }
+    let attestor = given.first().copied().unwrap_or("join_token");
+    if attestor != "join_token" {
+        for setting in ["agent.join_token", "agent.join_token_file"] {
+            if import.has(setting) {
+                let why = format!("the agent attests by {attestor}; remove that table to use a token");
+                import.left(setting, &why);
+            }
+        }
     }
     match (token, file) {
-        _ if x509pop => {
-            for setting in ["agent.join_token", "agent.join_token_file"] {
-                if import.has(setting) {
-                    import.left(setting, "the agent attests by x509pop; remove that table to use a token");
-                }
-            }
+        _ if attestor == "x509pop" => {
             for (key, file) in [("certificate_path", "node.pem"), ("private_key_path", "node.key")] {
                 let key = format!("node_attestor.x509pop.{key}");
                 let why = "SPIRE's file names none: put it there.";
                 if !import.is_set(&key) {
                     import.set(&key, format!("{data_dir}/{file}"), "", Some(why));
                 }
+            }
+        }
+        _ if attestor == "sshpop" => {
+            import.default("node_attestor.sshpop.host_key_path", "/etc/ssh/ssh_host_rsa_key");
+            import.default("node_attestor.sshpop.host_cert_path", "/etc/ssh/ssh_host_rsa_key-cert.pub");
+        }
+        _ if attestor == "http_challenge" => {
+            const PORT: &str = "plugins.NodeAttestor.http_challenge.advertised_port";
+            import.default("node_attestor.http_challenge.agentname", "default");
+            // Zero means the port that is open.
+            if let Some(port) = import.integer(PORT).filter(|port| *port != 0) {
+                import.set("node_attestor.http_challenge.advertised_port", port, PORT, None);
             }
         }
         (Some(token), _) => import.set(TOKEN, token, "agent.join_token", Some(ONCE)),
@@ -287,10 +420,48 @@ fn attestors(import: &mut Import<'_>, data_dir: &str) {
             import.set_table("node_attestor.join_token", "", Some(why));
         }
     }
-    if !import.has("plugins.WorkloadAttestor.unix") {
+}
+
+/// Each attestor that SPIRE's file has gets its table, for without one it does not run.
+fn workload_attestors(import: &mut Import<'_>) {
+    const DOCKER: &str = "plugins.WorkloadAttestor.docker";
+    let [unix, systemd, docker] =
+        ["unix", "systemd", "docker"].map(|name| import.has(&format!("plugins.WorkloadAttestor.{name}")));
+    if unix {
+        import.default("workload_attestor.unix.discover_workload_path", false);
+    } else if !systemd && !docker {
         import.note(
             "plugins.WorkloadAttestor.unix",
-            "SPIRE's file has no unix attestor; here it always runs, and its selectors hold beside others",
+            "SPIRE's file has no workload attestor that exists here; unix runs then, and entries with its selectors match",
+        );
+    }
+    if systemd {
+        import.default("workload_attestor.systemd.bus_socket", "/run/dbus/system_bus_socket");
+    }
+    if !docker {
+        return;
+    }
+    import.default("workload_attestor.docker.docker_socket_path", "/var/run/docker.sock");
+    let setting = format!("{DOCKER}.podman_socket_path_template");
+    match import.text(&setting) {
+        Some(template) => {
+            import.set("workload_attestor.docker.podman_socket_path_template", template, &setting, None);
+            let why = "each user with such a socket can get any docker selector: leave it out where users may not be trusted \
+                       with that";
+            import.note(&setting, why);
+        }
+        None => import.note(
+            &setting,
+            "SPIRE asks the Podman of a user at /run/user/%d/podman/podman.sock unless told otherwise; here nobody is asked unless \
+             it is given, for that user could get any docker selector: give it if containers of users have entries",
+        ),
+    }
+    let setting = format!("{DOCKER}.container_id_cgroup_matchers");
+    if let Some(patterns) = import.value(&setting, Texts) {
+        import.set("workload_attestor.docker.container_id_cgroup_matchers", patterns, &setting, None);
+        import.note(
+            &setting,
+            "a container's ID must have 64 hexadecimal digits and be all between two slashes",
         );
     }
 }
@@ -303,7 +474,10 @@ mod tests {
     use bonafide_runtime::import::{Translation, translate};
 
     use super::*;
-    use crate::config::{BootstrapConfig, BundleFormat, JoinTokenSource, NodeAttestorConfig};
+    use crate::config::{
+        BootstrapConfig, BundleFormat, JoinTokenSource, NodeAttestorConfig, RebootstrapMode,
+        WorkloadAttestorConfig,
+    };
 
     fn attempt(text: &str) -> Result<Translation, Vec<String>> {
         translate(&TABLE, "agent.conf", text, &|_| Err(io::Error::from(io::ErrorKind::NotFound)))
@@ -360,7 +534,7 @@ mod tests {
         assert_eq!(config.health_address.unwrap().to_string(), "0.0.0.0:8082");
         assert_eq!(config.sync_interval.as_secs(), 2);
         assert!(config.svid.availability_target.is_some() && config.allow_unauthenticated_verifiers);
-        let super::super::WorkloadAttestorConfig::Unix(unix) = &config.workload_attestors[0] else {
+        let WorkloadAttestorConfig::Unix(unix) = &config.workload_attestors[0] else {
             panic!("{:?}", config.workload_attestors);
         };
         assert!(unix.discover_workload_path && unix.workload_size_limit == -1);
@@ -371,20 +545,18 @@ mod tests {
         let (config, translation) = import(
             r#"agent {
               trust_domain = "example.org" server_address = "server" server_port = 8081
-              trust_bundle_url = "https://x" join_token = "the-token" log_selectors = ["unix:uid"]
-              trust_bundle_format = "spiffe"
-              rebootstrap_mode = "auto" authorized_delegates = ["spiffe://example.org/d"]
+              join_token = "the-token" log_selectors = ["unix:uid"] disable_workload_api = true
+              trust_bundle_format = "spiffe" rebootstrap_delay = "1m" authorized_delegates = ["spiffe://example.org/d"]
               sds { default_svid_name = "x" disable_spiffe_cert_validation = false }
               experimental {
                 use_sync_authorized_entries = false
-                ratelimit { fetch_x509_svid = 5 fetch_secrets = 0 }
-                broker { socket_path = "x" }
+                ratelimit { stream_secrets = 5 fetch_secrets = 0 }
               }
             }
             plugins {
               KeyManager "memory" { plugin_data { } }
               WorkloadAttestor "k8s" { plugin_data { token_path = "x" } }
-              WorkloadAttestor "docker" { }
+              NodeAttestor "tpm_devid" { plugin_data { devid_password = "hidden" } }
               SVIDStore "aws_secretsmanager" { plugin_data { secretaccesskey = "hidden" } }
             }
             health_checks { bind_port = "8080" }
@@ -393,17 +565,14 @@ mod tests {
         assert_eq!(
             left(&translation),
             [
-                "agent.authorized_delegates",
-                "agent.experimental.broker",
-                "agent.experimental.ratelimit.fetch_x509_svid",
+                "agent.disable_workload_api",
+                "agent.experimental.ratelimit.stream_secrets",
                 "agent.experimental.use_sync_authorized_entries",
                 "agent.log_selectors",
-                "agent.rebootstrap_mode",
                 "agent.sds.default_svid_name",
-                "agent.trust_bundle_url",
                 "plugins.KeyManager.memory",
+                "plugins.NodeAttestor.tpm_devid",
                 "plugins.SVIDStore.aws_secretsmanager",
-                "plugins.WorkloadAttestor.docker",
                 "plugins.WorkloadAttestor.k8s",
             ]
         );
@@ -411,10 +580,210 @@ mod tests {
         let file = "./bonafide/bootstrap-bundle.pem".into();
         assert_eq!(config.bootstrap, BootstrapConfig::Bundle { file, format: BundleFormat::Pem });
         let moot: Vec<&str> = translation.moot.iter().map(|remark| remark.setting.as_str()).collect();
-        for setting in ["agent.trust_bundle_format", "health_checks.bind_port", "telemetry.Prometheus.host"] {
+        for setting in [
+            "agent.trust_bundle_format",
+            "agent.rebootstrap_delay",
+            "agent.authorized_delegates",
+            "agent.experimental.ratelimit.fetch_secrets",
+            "health_checks.bind_port",
+            "telemetry.Prometheus.host",
+        ] {
             assert!(moot.contains(&setting), "{setting} in {moot:?}");
         }
         assert_eq!(translation.text.matches("the-token").count(), 1, "{}", translation.text);
+    }
+
+    #[test]
+    fn sources_of_the_bundle_and_beginning_anew() {
+        let with = |text: &str| import(&format!("{LEAST}agent {{ {text} }}")).0;
+        let config = with(
+            "trust_bundle_url = \"http://b/x\" trust_bundle_unix_socket = \"/b.sock\" trust_bundle_format = \"spiffe\"\n\
+             rebootstrap_mode = \"auto\" rebootstrap_delay = \"1.5m\"",
+        );
+        let BootstrapConfig::Url { url, format: BundleFormat::Spiffe } = config.bootstrap else {
+            panic!("{:?}", config.bootstrap);
+        };
+        assert_eq!(url.to_string(), "http://b/x on /b.sock");
+        assert_eq!(
+            (config.rebootstrap.mode, config.rebootstrap.delay.as_secs()),
+            (RebootstrapMode::Auto, 90)
+        );
+        let config = with(
+            "trust_bundle_spiffe_workload_api = \"unix:///a.sock\" rebootstrap_mode = \"always\" rebootstrap_delay = \"0s\"",
+        );
+        assert_eq!(config.bootstrap, BootstrapConfig::WorkloadApi { socket: "/a.sock".into() });
+        assert_eq!(
+            (config.rebootstrap.mode, config.rebootstrap.delay.as_secs()),
+            (RebootstrapMode::Always, 0)
+        );
+        assert_eq!(with("trust_bundle_url = \"https://b\"").rebootstrap.mode, RebootstrapMode::Never);
+        for (text, start) in [
+            (
+                "insecure_bootstrap = true trust_bundle_url = \"https://b\"",
+                "agent.insecure_bootstrap: excludes",
+            ),
+            (
+                "trust_bundle_path = \"p\" trust_bundle_url = \"https://b\"",
+                "agent.trust_bundle_url: excludes trust_bundle_path",
+            ),
+            ("trust_bundle_unix_socket = \"/b\"", "agent.trust_bundle_unix_socket: needs"),
+            ("trust_bundle_url = \"http://b\"", "agent.trust_bundle_url, here bootstrap.bundle_url: "),
+            ("insecure_bootstrap = true rebootstrap_mode = \"auto\"", "agent.rebootstrap_mode: excludes"),
+            ("rebootstrap_mode = \"soon\"", "agent.rebootstrap_mode, here bootstrap.rebootstrap_mode: "),
+            ("rebootstrap_mode = \"auto\" rebootstrap_delay = \"soon\"", "agent.rebootstrap_delay: "),
+        ] {
+            let found = attempt(&format!("{LEAST}agent {{ {text} }}")).unwrap_err();
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with("agent.conf:6:") && found[0].contains(start), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn delegates_brokers_and_limits() {
+        let (config, translation) = import(&format!(
+            r#"{LEAST}agent {{
+              admin_socket_path = "/run/p/admin.sock" authorized_delegates = ["spiffe://example.org/d"]
+              experimental {{
+                ratelimit {{ fetch_x509_svid = 5 fetch_jwt_svid = "6" fetch_x509_bundles = 7 fetch_jwt_bundles = 0 }}
+                broker {{
+                  socket_path = "/run/b/b.sock" bind_address = ":8443"
+                  brokers = [{{
+                    id = "spiffe://example.org/b"
+                    allowed_reference_types = [{{ type_url = "t" }}, {{ type_url = "u" allow_over_tcp = true }}]
+                  }}]
+                  brokers {{ id = "spiffe://other.org/b" allowed_reference_types {{ type_url = "*" }} }}
+                }}
+              }}
+            }}"#
+        ));
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        assert_eq!(config.authorized_delegates.len(), 1);
+        let limits = config.rate_limits;
+        assert_eq!(
+            (
+                limits.fetch_x509_svid,
+                limits.fetch_jwt_svid,
+                limits.fetch_x509_bundles,
+                limits.fetch_jwt_bundles
+            ),
+            (5, 6, 7, 0)
+        );
+        assert_eq!(config.broker.socket.as_deref(), Some(Path::new("/run/b/b.sock")));
+        assert_eq!(config.broker.address.unwrap().to_string(), "0.0.0.0:8443");
+        let brokers: Vec<_> =
+            config.broker.brokers.iter().map(|(id, types)| (id.to_string(), &types.0)).collect();
+        assert_eq!(brokers[0].0, "spiffe://example.org/b");
+        assert_eq!(brokers[0].1.values().copied().collect::<Vec<_>>(), [false, true]);
+        assert_eq!(brokers[1].0, "spiffe://other.org/b");
+        assert!(translation.text.contains("WorkloadPIDReference"), "{}", translation.text);
+
+        let broker =
+            |text: &str| attempt(&format!("{LEAST}agent {{ experimental {{ broker {{ {text} }} }} }}"));
+        let named = broker(
+            "bind_address = \"host:1\" brokers { id = \"spiffe://a/b\" allowed_reference_types { type_url = \"*\" } }",
+        );
+        assert_eq!(left(&named.unwrap()), ["agent.experimental.broker.bind_address"]);
+        for (text, part) in [
+            ("brokers = []", "agent.experimental.broker: requires socket_path"),
+            (
+                "socket_path = \"/b/s\" brokers { name = \"x\" }",
+                "SPIRE has no such setting as \"name\" there",
+            ),
+            ("socket_path = \"/b/s\" brokers = [1]", "must be blocks in braces"),
+            (
+                "socket_path = \"/b/s\" sokcet = 1",
+                "agent.experimental.broker.sokcet: SPIRE has no such setting",
+            ),
+            (
+                "socket_path = \"/b/s\" brokers = []",
+                "agent.experimental.broker.brokers, here broker.brokers: must name",
+            ),
+        ] {
+            let found = broker(text).unwrap_err();
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with("agent.conf:6:") && found[0].contains(part), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn node_attestors_are_carried_with_the_defaults_of_spire() {
+        let with = |text: &str| import(&format!("{LEAST}plugins {{ NodeAttestor {text} }}"));
+        let (config, _) = with("\"sshpop\" { plugin_data { host_key_path = \"/k\" } }");
+        let NodeAttestorConfig::SshPop { host_key, host_cert } = config.node_attestor else { panic!() };
+        assert_eq!((host_key, host_cert), ("/k".into(), "/etc/ssh/ssh_host_rsa_key-cert.pub".into()));
+        for empty in ["{ }", "{ plugin_data { } }", "{ plugin_data { advertised_port = 0 } }"] {
+            let (config, _) = with(&format!("\"http_challenge\" {empty}"));
+            let NodeAttestorConfig::HttpChallenge(challenge) = config.node_attestor else { panic!() };
+            assert_eq!((challenge.agentname.as_str(), challenge.advertised_port), ("default", None));
+        }
+        let (config, _) = with(
+            "\"http_challenge\" { plugin_data { hostname = \"h\" agentname = \"a\" port = 80 advertised_port = \"81\" } }",
+        );
+        let NodeAttestorConfig::HttpChallenge(challenge) = config.node_attestor else { panic!() };
+        assert_eq!((challenge.hostname.as_deref(), challenge.agentname.as_str()), (Some("h"), "a"));
+        assert_eq!((challenge.port, challenge.advertised_port), (80, Some(81)));
+        let (config, translation) = import(&format!(
+            "{LEAST}agent {{ join_token = \"the-token\" }}\nplugins {{ NodeAttestor \"sshpop\" {{ }} }}"
+        ));
+        assert!(matches!(config.node_attestor, NodeAttestorConfig::SshPop { .. }));
+        assert_eq!(left(&translation), ["agent.join_token"]);
+        assert!(!translation.text.contains("the-token"), "{}", translation.text);
+        let two = "plugins { NodeAttestor \"sshpop\" { } NodeAttestor \"join_token\" { } }";
+        let found = attempt(&format!("{LEAST}{two}")).unwrap_err();
+        assert_eq!(
+            found,
+            ["agent.conf:6:50: plugins.NodeAttestor.join_token: there can be one NodeAttestor"]
+        );
+    }
+
+    #[test]
+    fn each_workload_attestor_runs_only_when_it_is_there() {
+        let with = |text: &str| {
+            let (config, translation) = import(&format!("{LEAST}plugins {{ {text} }}"));
+            (config.workload_attestors, translation)
+        };
+        let unix = "WorkloadAttestor \"unix\" { }";
+        let (found, translation) =
+            with(&format!("{unix} WorkloadAttestor \"systemd\" {{ plugin_data {{ }} }}"));
+        assert!(
+            matches!(found[..], [WorkloadAttestorConfig::Unix(_), WorkloadAttestorConfig::Systemd(_)]),
+            "{found:?}"
+        );
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let (found, translation) = with("WorkloadAttestor \"systemd\" { }");
+        assert!(matches!(found[..], [WorkloadAttestorConfig::Systemd(_)]), "{found:?}");
+        assert!(!translation.text.contains("unix runs then"), "{}", translation.text);
+        let (found, translation) = with("WorkloadAttestor \"k8s\" { }");
+        assert!(matches!(found[..], [WorkloadAttestorConfig::Unix(_)]), "{found:?}");
+        assert!(translation.text.contains("unix runs then"), "{}", translation.text);
+
+        let (found, translation) = with("WorkloadAttestor \"docker\" { plugin_data { } }");
+        let [WorkloadAttestorConfig::Docker(docker)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(docker.podman_user_socket, None);
+        assert!(translation.text.contains("/run/user/%d/podman/podman.sock"), "{}", translation.text);
+        let (found, translation) = with(
+            r#"WorkloadAttestor "docker" { plugin_data {
+              docker_socket_path = "unix:///d.sock" docker_version = "1.44" podman_socket_path = "unix:///p.sock"
+              podman_socket_path_template = "unix:///u/%d.sock" container_id_cgroup_matchers = ["/my.slice/*/<id>"]
+              use_new_container_locator = false verbose_container_locator_logs = true docker_host = "npipe:x"
+              sigstore { registry_credentials { "docker.io" { username = "u" password = "hidden" } } }
+            } }"#,
+        );
+        let [WorkloadAttestorConfig::Docker(docker)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(
+            (docker.docker_socket.as_path(), docker.podman_socket.as_path()),
+            ("/d.sock".as_ref(), "/p.sock".as_ref())
+        );
+        assert!(docker.podman_user_socket.is_some() && docker.matchers.len() == 1);
+        assert_eq!(docker.version.as_deref(), Some("1.44"));
+        assert_eq!(
+            left(&translation),
+            [
+                "plugins.WorkloadAttestor.docker.sigstore",
+                "plugins.WorkloadAttestor.docker.verbose_container_locator_logs",
+            ]
+        );
+        assert!(!translation.text.contains("hidden"), "{}", translation.text);
     }
 
     #[test]

@@ -32,12 +32,14 @@ pub enum Carry {
     To(Form, &'static str),
     /// It has no counterpart, and nothing is lost: the text says why.
     Moot(&'static str),
-    /// It is not carried: the text says why, and what to do instead.
+    /// It is not carried: the text says why, and what to do instead. `compose` can ask whether it is there.
     Left(&'static str),
     /// A block that is not carried, with the paths that may stand below it: what SPIRE does not know there is a mistake.
     LeftBlock(&'static str, &'static [&'static str]),
     /// `compose` reads it.
     Used,
+    /// A block that says something by being there: `compose` asks for it, and rows of their own speak of what is in it.
+    Block,
 }
 
 /// How a value is read and written.
@@ -55,6 +57,8 @@ pub enum Form {
     Texts,
     /// A duration; zero means the default, and is not written.
     Duration,
+    /// Blocks, as a list of tables with these keys, which are called the same here.
+    Tables(&'static [(&'static str, Form)]),
 }
 
 /// One setting of SPIRE and what becomes of it.
@@ -145,6 +149,7 @@ pub struct Import<'a> {
 
 struct Found {
     path: String,
+    keys: Vec<String>,
     file: String,
     place: Place,
     value: Value,
@@ -210,9 +215,15 @@ impl Import<'_> {
             path.push(item.key.clone());
             let below = self.leads_to_rows(path);
             // Rows below this very key say more than one that fits any key.
-            if let Some(row) = self.row(path).filter(|row| !(below && row.setting.ends_with('*'))) {
+            let row = self.row(path);
+            let block = row.is_some_and(|row| matches!(row.carry, Carry::Block));
+            if let Some(row) = row.filter(|row| !(block || below && row.setting.ends_with('*'))) {
                 self.apply(file, row.carry, path, &items);
-            } else if below {
+            } else if below || block {
+                if let Some(item) = items.iter().find(|item| item.value.objects().is_some()).filter(|_| block)
+                {
+                    self.found(file, path, item.place, Kind::Bool(true), item.place);
+                }
                 self.below(file, path, &items, lenient);
             } else if lenient {
                 let why = "SPIRE ignores this key, and so do we";
@@ -222,6 +233,17 @@ impl Import<'_> {
             }
             path.pop();
         }
+    }
+
+    fn found(&mut self, file: &str, path: &[String], place: Place, kind: Kind, value: Place) {
+        let value = Value { place: value, kind };
+        self.found.push(Found {
+            path: path.join("."),
+            keys: path.to_vec(),
+            file: file.to_owned(),
+            place,
+            value,
+        });
     }
 
     fn below(&mut self, file: &str, path: &mut Vec<String>, items: &[&Item], lenient: bool) {
@@ -259,11 +281,12 @@ impl Import<'_> {
             }
             Carry::Left(why) | Carry::LeftBlock(why, _) => {
                 self.remark(file, Some(place), path, Some(&value), why, Kept::Left);
+                self.found(file, path, place, value.kind, value.place);
             }
             Carry::Moot(why) => self.remark(file, Some(place), path, Some(&value), why, Kept::Moot),
-            Carry::Used => {
+            Carry::Used | Carry::Block => {
                 self.translation.carried += 1;
-                self.found.push(Found { path: path.join("."), file: file.to_owned(), place, value });
+                self.found(file, path, place, value.kind, value.place);
             }
             Carry::To(form, key) => match form.write(&value) {
                 Ok(Some(written)) => {
@@ -376,15 +399,9 @@ impl Import<'_> {
                 self.remark(file, place, path, Some(&plugin.value), why, Kept::Left);
             }
             Some(Carry::Moot(why)) => self.remark(file, place, path, None, why, Kept::Moot),
-            Some(Carry::To(..) | Carry::Used) => {
+            Some(Carry::To(..) | Carry::Used | Carry::Block) => {
                 self.translation.carried += 1;
-                let value = Value { place: plugin.place, kind: Kind::Bool(true) };
-                self.found.push(Found {
-                    path: path.join("."),
-                    file: file.to_owned(),
-                    place: plugin.place,
-                    value,
-                });
+                self.found(file, path, plugin.place, Kind::Bool(true), plugin.place);
                 let mut path = path.to_vec();
                 match data_file {
                     None => self.below(file, &mut path, &data, true),
@@ -452,6 +469,12 @@ impl Import<'_> {
     /// Whether the file has this setting, or this plugin.
     pub fn has(&self, setting: &str) -> bool {
         self.find(setting).is_some()
+    }
+
+    /// What stands in the file where the pattern ends: of `a.*`, the keys of the blocks in `a` that compose can ask for.
+    pub fn names(&self, pattern: &str) -> Vec<String> {
+        let fitting = self.found.iter().filter(|found| fits(pattern, &found.keys, false));
+        fitting.filter_map(|found| found.keys.last().cloned()).collect()
     }
 
     /// The value of a [`Carry::Used`] setting; a value of the wrong kind is noted as a mistake and gives `None`, as an
@@ -543,11 +566,15 @@ impl Import<'_> {
         }
     }
 
-    /// Says that SPIRE would refuse the file.
+    /// Says that SPIRE would refuse the file. What is missing is reported at the block in which it is missing.
     pub fn refuse(&mut self, setting: &str, message: &str) {
-        let (file, place) = match self.find(setting) {
-            Some(found) => (found.file.clone(), Some(found.value.place)),
-            None => (String::new(), None),
+        let mut known = setting;
+        let (file, place) = loop {
+            match (self.find(known), known.rsplit_once('.')) {
+                (Some(found), _) => break (found.file.clone(), Some(found.value.place)),
+                (None, Some((above, _))) => known = above,
+                (None, None) => break (String::new(), None),
+            }
         };
         self.mistake(&file, place, &[setting.to_owned()], message);
     }
@@ -591,7 +618,7 @@ fn refusals(file: &str, settings: &[Setting], error: ConfigError) -> Vec<Mistake
                 .find(|setting| {
                     problem
                         .key
-                        .strip_prefix(&setting.key)
+                        .strip_prefix(&setting.key.replace('"', ""))
                         .is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
                 })
                 .and_then(|setting| setting.from.as_ref());
@@ -626,12 +653,13 @@ fn fits(pattern: &str, path: &[String], longer: bool) -> bool {
     begins && parts.next().is_some() == longer
 }
 
-/// Repeated lists are joined, of all else the last one counts: so does SPIRE.
+/// Repeated lists and blocks are joined, of all else the last one counts: so does SPIRE.
 fn together(items: &[&Item]) -> Value {
-    let lists: Option<Vec<&Vec<Value>>> = items
+    let lists: Option<Vec<&[Value]>> = items
         .iter()
         .map(|item| match &item.value.kind {
-            Kind::List(values) => Some(values),
+            Kind::List(values) => Some(values.as_slice()),
+            Kind::Object(_) => Some(std::slice::from_ref(&item.value)),
             _ => None,
         })
         .collect();
@@ -679,6 +707,23 @@ fn text(value: &Value) -> Result<String, String> {
     }
 }
 
+fn table(keys: &[(&str, Form)], object: &Object) -> Result<Toml, String> {
+    let mut table = toml::Table::new();
+    for item in &object.items {
+        let known = keys.iter().find(|(key, _)| key.eq_ignore_ascii_case(&item.key));
+        let (key, form) =
+            known.ok_or_else(|| format!("SPIRE has no such setting as {:?} there", item.key))?;
+        if table.contains_key(*key) {
+            continue;
+        }
+        let items: Vec<&Item> = object.all(key).collect();
+        if let Some(value) = form.write(&together(&items)).map_err(|message| format!("{key}: {message}"))? {
+            table.insert((*key).to_owned(), value);
+        }
+    }
+    Ok(Toml::Table(table))
+}
+
 impl Form {
     /// The value in our form; `None` when it says nothing.
     fn write(self, value: &Value) -> Result<Option<Toml>, String> {
@@ -697,6 +742,12 @@ impl Form {
                 ),
                 _ => return Err("must be a list of texts in brackets".to_owned()),
             },
+            Self::Tables(keys) => {
+                let none = value.kind == Kind::List(Vec::new());
+                let objects =
+                    value.objects().or_else(|| none.then(Vec::new)).ok_or("must be blocks in braces")?;
+                Toml::Array(objects.into_iter().map(|object| table(keys, object)).collect::<Result<_, _>>()?)
+            }
             Self::Duration => {
                 let text = text(value)?;
                 if text.is_empty() {

@@ -1,11 +1,15 @@
 //! What becomes of each setting of SPIRE's `server.conf`.
 
-use bonafide_runtime::import::Carry::{Left, LeftBlock, Moot, To, Used};
+use std::net::{IpAddr, Ipv4Addr};
+
+use bonafide_identity::TrustDomain;
+use bonafide_runtime::import::Carry::{Block, Left, LeftBlock, Moot, To, Used};
 use bonafide_runtime::import::Form::{Bool, Duration, Integer, Lower, Text, Texts};
 use bonafide_runtime::import::{Carry, Import, Row, Table, shared};
 use toml::Value;
 
 use super::{Config, reference};
+use crate::node_attestor::sshpop;
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 
 /// The translation of `server.conf`.
@@ -28,31 +32,19 @@ const PROFILING: &str =
 const TELEMETRY: &str = "metrics are offered to Prometheus only, at listen.health_address under /metrics";
 const KEYS: &str = "keys are kept in a file or in memory only; the written configuration keeps them in a file, which may be \
                     weaker than what this plugin gave";
-const UPSTREAM: &str = "this upstream authority does not exist here: sign this server's CA with upstream_authority.disk, or let \
-                        it be self-signed";
-const ATTESTOR: &str = "this node attestor does not exist here: its agents must attest in another way, by x509pop or with \
-                        join tokens, and then have other SPIFFE IDs, so entries below them need new parents";
+const UPSTREAM: &str = "this upstream authority does not exist here: sign this server's CA with upstream_authority.disk, .spire or \
+                        .vault, or let it be self-signed";
+const ATTESTOR: &str = "this node attestor does not exist here: its agents must attest in another way and then have other SPIFFE IDs, \
+                        so entries below them need new parents. For Kubernetes, Google Cloud and Azure see node_attestor.oidc, for \
+                        the rest x509pop, sshpop, http_challenge and join tokens";
 const PUBLISHER: &str = "bundles are not published by the server: publish what `bonafide bundle show --format spiffe` prints, \
                          by a timer";
-const FEDERATION: &str = "federation by bundle endpoints does not exist here: exchange bundles with `bonafide bundle show --format spiffe` \
-                          and `bonafide bundle set`";
+const ACME: &str = "the server fetches no certificate itself, and does not start without one: let an ACME client such as certbot keep \
+                    federation.bundle_endpoint.certificate_path and .key_path fresh, or use the profile https_spiffe and tell the peers";
+const PIPE: &str = "named pipes exist on Windows only";
+const PQ: &str = "key exchange that withstands quantum computers cannot be required";
 
-const BUNDLE_ENDPOINT: &[&str] = &[
-    "address",
-    "port",
-    "refresh_hint",
-    "acme.directory_url",
-    "acme.domain_name",
-    "acme.email",
-    "acme.tos_accepted",
-    "profile.https_spiffe",
-    "profile.https_web",
-];
-const FEDERATES_WITH: &[&str] = &[
-    "bundle_endpoint_url",
-    "bundle_endpoint_profile.https_spiffe.endpoint_spiffe_id",
-    "bundle_endpoint_profile.https_web",
-];
+const ACME_KEYS: &[&str] = &["directory_url", "domain_name", "email", "tos_accepted"];
 
 const ROWS: &[Row] = &[
     row("server.admin_ids", To(Texts, "admin_ids")),
@@ -97,8 +89,29 @@ const ROWS: &[Row] = &[
     row("server.profiling_port", Moot(PROFILING)),
     row("server.profiling_freq", Moot(PROFILING)),
     row("server.profiling_names", Moot(PROFILING)),
-    row("server.federation.bundle_endpoint", LeftBlock(FEDERATION, BUNDLE_ENDPOINT)),
-    row("server.federation.federates_with.*", LeftBlock(FEDERATION, FEDERATES_WITH)),
+    row("server.federation.bundle_endpoint", Block),
+    row("server.federation.bundle_endpoint.address", Used),
+    row("server.federation.bundle_endpoint.port", Used),
+    row(
+        "server.federation.bundle_endpoint.refresh_hint",
+        To(Duration, "federation.bundle_endpoint.refresh_hint"),
+    ),
+    row("server.federation.bundle_endpoint.acme", LeftBlock(ACME, ACME_KEYS)),
+    row("server.federation.bundle_endpoint.profile.https_spiffe", Used),
+    row("server.federation.bundle_endpoint.profile.https_web", Block),
+    row("server.federation.bundle_endpoint.profile.https_web.acme", Left(ACME)),
+    row("server.federation.bundle_endpoint.profile.https_web.serving_cert_file", Block),
+    row("server.federation.bundle_endpoint.profile.https_web.serving_cert_file.cert_file_path", Used),
+    row("server.federation.bundle_endpoint.profile.https_web.serving_cert_file.key_file_path", Used),
+    row(
+        "server.federation.bundle_endpoint.profile.https_web.serving_cert_file.file_sync_interval",
+        Moot("a new certificate is noticed within seconds"),
+    ),
+    row("server.federation.federates_with.*", Block),
+    row("server.federation.federates_with.*.bundle_endpoint_url", Used),
+    row("server.federation.federates_with.*.bundle_endpoint_profile.https_spiffe", Block),
+    row("server.federation.federates_with.*.bundle_endpoint_profile.https_spiffe.endpoint_spiffe_id", Used),
+    row("server.federation.federates_with.*.bundle_endpoint_profile.https_web", Used),
     row(
         "server.experimental.agent_spiffe_id_as_selector",
         Left(
@@ -115,14 +128,11 @@ const ROWS: &[Row] = &[
     row("server.experimental.prune_events_older_than", Moot(MEMORY)),
     row("server.experimental.event_timeout", Moot(MEMORY)),
     row("server.experimental.sql_transaction_timeout", Moot(MEMORY)),
-    row(
-        "server.experimental.require_pq_kem",
-        Left("key exchange that withstands quantum computers cannot be required"),
-    ),
+    row("server.experimental.require_pq_kem", Left(PQ)),
     row("server.experimental.wit_key_type", To(Lower, "authority.wit_key_type")),
     row("server.experimental.wit_issuer", Used),
     row("server.experimental.feature_flags", Used),
-    row("server.experimental.named_pipe_name", Moot("named pipes exist on Windows only")),
+    row("server.experimental.named_pipe_name", Moot(PIPE)),
     row("telemetry.Prometheus.host", Used),
     row("telemetry.Prometheus.port", Used),
     row("telemetry.Prometheus.tls", Left("/metrics is plain HTTP: keep it on a loopback or private address")),
@@ -166,6 +176,28 @@ const ROWS: &[Row] = &[
         To(Integer, "node_attestor.x509pop.max_rsa_key_size"),
     ),
     row("plugins.NodeAttestor.x509pop.verify_client_ip", To(Bool, "node_attestor.x509pop.verify_client_ip")),
+    row("plugins.NodeAttestor.sshpop", Used),
+    row("plugins.NodeAttestor.sshpop.cert_authorities", To(Texts, "node_attestor.sshpop.cert_authorities")),
+    row(
+        "plugins.NodeAttestor.sshpop.cert_authorities_path",
+        To(Text, "node_attestor.sshpop.cert_authorities_path"),
+    ),
+    row("plugins.NodeAttestor.sshpop.canonical_domain", To(Text, "node_attestor.sshpop.canonical_domain")),
+    row("plugins.NodeAttestor.sshpop.agent_path_template", Used),
+    row("plugins.NodeAttestor.http_challenge", Used),
+    row(
+        "plugins.NodeAttestor.http_challenge.allowed_dns_patterns",
+        To(Texts, "node_attestor.http_challenge.allowed_dns_patterns"),
+    ),
+    row(
+        "plugins.NodeAttestor.http_challenge.required_port",
+        To(Integer, "node_attestor.http_challenge.required_port"),
+    ),
+    row(
+        "plugins.NodeAttestor.http_challenge.allow_non_root_ports",
+        To(Bool, "node_attestor.http_challenge.allow_non_root_ports"),
+    ),
+    row("plugins.NodeAttestor.http_challenge.tofu", To(Bool, "node_attestor.http_challenge.tofu")),
     row("plugins.NodeAttestor.*", Left(ATTESTOR)),
     row("plugins.UpstreamAuthority.disk", Used),
     row(
@@ -174,6 +206,71 @@ const ROWS: &[Row] = &[
     ),
     row("plugins.UpstreamAuthority.disk.key_file_path", To(Text, "upstream_authority.disk.key_path")),
     row("plugins.UpstreamAuthority.disk.bundle_file_path", To(Text, "upstream_authority.disk.bundle_path")),
+    row("plugins.UpstreamAuthority.spire", Used),
+    row("plugins.UpstreamAuthority.spire.server_address", Used),
+    row("plugins.UpstreamAuthority.spire.server_port", Used),
+    row(
+        "plugins.UpstreamAuthority.spire.workload_api_socket",
+        To(Text, "upstream_authority.spire.workload_api_socket"),
+    ),
+    row("plugins.UpstreamAuthority.spire.experimental.workload_api_named_pipe_name", Moot(PIPE)),
+    row("plugins.UpstreamAuthority.spire.experimental.require_pq_kem", Left(PQ)),
+    row("plugins.UpstreamAuthority.vault", Used),
+    row("plugins.UpstreamAuthority.vault.vault_addr", To(Text, "upstream_authority.vault.address")),
+    row("plugins.UpstreamAuthority.vault.namespace", To(Text, "upstream_authority.vault.namespace")),
+    row(
+        "plugins.UpstreamAuthority.vault.pki_mount_point",
+        To(Text, "upstream_authority.vault.pki_mount_point"),
+    ),
+    row("plugins.UpstreamAuthority.vault.ca_cert_path", To(Text, "upstream_authority.vault.ca_cert_path")),
+    row(
+        "plugins.UpstreamAuthority.vault.insecure_skip_verify",
+        Left(
+            "Vault's certificate is always verified: name its roots in upstream_authority.vault.ca_cert_path",
+        ),
+    ),
+    row("plugins.UpstreamAuthority.vault.token_auth", Block),
+    row("plugins.UpstreamAuthority.vault.token_auth.token", Used),
+    row("plugins.UpstreamAuthority.vault.approle_auth", Block),
+    row(
+        "plugins.UpstreamAuthority.vault.approle_auth.approle_auth_mount_point",
+        To(Text, "upstream_authority.vault.approle.mount_point"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.vault.approle_auth.approle_id",
+        To(Text, "upstream_authority.vault.approle.role_id"),
+    ),
+    row("plugins.UpstreamAuthority.vault.approle_auth.approle_secret_id", Used),
+    row("plugins.UpstreamAuthority.vault.cert_auth", Block),
+    row(
+        "plugins.UpstreamAuthority.vault.cert_auth.cert_auth_mount_point",
+        To(Text, "upstream_authority.vault.cert.mount_point"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.vault.cert_auth.cert_auth_role_name",
+        To(Text, "upstream_authority.vault.cert.role"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.vault.cert_auth.client_cert_path",
+        To(Text, "upstream_authority.vault.cert.client_cert_path"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.vault.cert_auth.client_key_path",
+        To(Text, "upstream_authority.vault.cert.client_key_path"),
+    ),
+    row("plugins.UpstreamAuthority.vault.k8s_auth", Block),
+    row(
+        "plugins.UpstreamAuthority.vault.k8s_auth.k8s_auth_mount_point",
+        To(Text, "upstream_authority.vault.kubernetes.mount_point"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.vault.k8s_auth.k8s_auth_role_name",
+        To(Text, "upstream_authority.vault.kubernetes.role"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.vault.k8s_auth.token_path",
+        To(Text, "upstream_authority.vault.kubernetes.token_path"),
+    ),
     row("plugins.UpstreamAuthority.*", Left(UPSTREAM)),
     row("plugins.BundlePublisher.*", Left(PUBLISHER)),
     row("plugins.Notifier.*", Left(PUBLISHER)),
@@ -191,6 +288,16 @@ fn compose(import: &mut Import<'_>) {
     authority(import);
     shared::health(import, "listen.health_address");
     x509pop(import);
+    node_attestors(import);
+    upstream(import);
+    bundle_endpoint(import);
+    federates_with(import);
+}
+
+/// The folder of this server within SPIRE's.
+fn own_folder(import: &mut Import<'_>) -> String {
+    let folder = import.text("server.data_dir").unwrap_or_default();
+    format!("{}/bonafide", folder.trim_end_matches('/'))
 }
 
 fn base(import: &mut Import<'_>) {
@@ -203,8 +310,8 @@ fn base(import: &mut Import<'_>) {
         None => import.refuse("server.trust_domain", "is required"),
     }
     match import.text("server.data_dir") {
-        Some(folder) => {
-            let own = format!("{}/bonafide", folder.trim_end_matches('/'));
+        Some(_) => {
+            let own = own_folder(import);
             let why = "A folder of its own within SPIRE's: both keep files of the same names, and SPIRE's must stay as they are for as \
                        long as there is a way back.";
             import.set("data_dir", own, "server.data_dir", Some(why));
@@ -322,19 +429,223 @@ fn x509pop(import: &mut Import<'_>) {
             import.moot(&prefix, "it says nothing in the external_pki mode");
         }
     }
-    let template = setting("agent_path_template");
-    if let Some(text) = import.text(&template) {
-        let mode = if spiffe { Mode::Spiffe } else { Mode::ExternalPki };
-        match AgentPathTemplate::parse(&text, mode) {
-            Ok(_) => import.set("node_attestor.x509pop.agent_path_template", text, &template, None),
-            Err(error) => {
-                let why = format!(
-                    "{error}: without it agents get other SPIFFE IDs, so write a template of the names that are known here \
-                     (see the reference) or give entries below these agents new parents"
-                );
-                import.left(&template, &why);
+    let mode = if spiffe { Mode::Spiffe } else { Mode::ExternalPki };
+    template(import, "x509pop", |text| {
+        AgentPathTemplate::parse(text, mode).map(drop).map_err(|error| error.to_string())
+    });
+}
+
+fn template(import: &mut Import<'_>, attestor: &str, check: impl Fn(&str) -> Result<(), String>) {
+    let setting = format!("plugins.NodeAttestor.{attestor}.agent_path_template");
+    let Some(text) = import.text(&setting) else { return };
+    match check(&text) {
+        Ok(()) => import.set(&format!("node_attestor.{attestor}.agent_path_template"), text, &setting, None),
+        Err(error) => {
+            let why = format!(
+                "{error}: without it agents get other SPIFFE IDs, so write a template of the names that are known here \
+                 (see the reference) or give entries below these agents new parents"
+            );
+            import.left(&setting, &why);
+        }
+    }
+}
+
+fn node_attestors(import: &mut Import<'_>) {
+    if import.has("plugins.NodeAttestor.sshpop") {
+        template(import, "sshpop", |text| {
+            sshpop::template(text).map(drop).map_err(|error| error.to_string())
+        });
+    }
+    const CHALLENGE: &str = "plugins.NodeAttestor.http_challenge";
+    if import.has(CHALLENGE) {
+        import.default("node_attestor.http_challenge.tofu", true);
+        import.note(
+            CHALLENGE,
+            "host names become lower case in agents' IDs and selectors, and names that lead to loopback and link-local addresses are \
+             not called; allow_local_addresses = true allows that",
+        );
+    }
+}
+
+fn upstream(import: &mut Import<'_>) {
+    const SPIRE: &str = "plugins.UpstreamAuthority.spire";
+    let kinds = ["disk", "spire", "vault"].map(|kind| format!("plugins.UpstreamAuthority.{kind}"));
+    for second in kinds.iter().filter(|kind| import.has(kind)).skip(1).cloned().collect::<Vec<_>>() {
+        import.refuse(&second, "there can be one UpstreamAuthority");
+    }
+    if import.has(SPIRE) {
+        let [address, port] = ["server_address", "server_port"].map(|name| format!("{SPIRE}.{name}"));
+        match (import.text(&address), import.text(&port)) {
+            (Some(host), Some(port)) => {
+                let host = host.trim_matches(['[', ']']);
+                let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+                let key = "upstream_authority.spire.server_address";
+                import.set(key, format!("{host}:{port}"), &address, None);
+            }
+            (None, _) => import.refuse(&address, "is required"),
+            (_, None) => import.refuse(&port, "is required"),
+        }
+    }
+    if import.has("plugins.UpstreamAuthority.vault") {
+        vault(import);
+    }
+}
+
+/// SPIRE takes secrets from its file and much from the environment, which wins over the file; here neither is read.
+fn vault(import: &mut Import<'_>) {
+    const PLUGIN: &str = "plugins.UpstreamAuthority.vault";
+    const KEY: &str = "upstream_authority.vault";
+    let own = own_folder(import);
+    import.note(PLUGIN, "variables of the environment such as VAULT_ADDR and VAULT_TOKEN are not read");
+    let missing = |import: &mut Import<'_>, setting: &str, key: &str, value: String, from: &str| {
+        let key = format!("{KEY}.{key}");
+        if !import.is_set(&key) {
+            let why = format!("SPIRE's file does not say it: {from}. Say it in {key}");
+            import.left(&format!("{PLUGIN}.{setting}"), &why);
+            import.set(&key, value, "", Some("SPIRE's file does not say it."));
+        }
+    };
+    let from = |variable: &str| format!("SPIRE takes it from {variable}");
+    let address = "https://127.0.0.1:8200".to_owned();
+    missing(import, "vault_addr", "address", address, &from("VAULT_ADDR"));
+    let address = import.set_value("upstream_authority.vault.address").and_then(Value::as_str);
+    if address.is_some_and(|address| address.starts_with("https://")) {
+        let roots = "SPIRE trusts those of VAULT_CACERT, or the system's";
+        missing(import, "ca_cert_path", "ca_cert_path", format!("{own}/vault-ca.pem"), roots);
+    }
+    let methods = ["token_auth", "approle_auth", "cert_auth", "k8s_auth"];
+    let methods = methods.map(|method| format!("{PLUGIN}.{method}"));
+    let chosen: Vec<&String> = methods.iter().filter(|method| import.has(method)).collect();
+    if chosen.len() != 1 {
+        import.refuse(PLUGIN, "needs one of token_auth, approle_auth, cert_auth and k8s_auth");
+        return;
+    }
+    let secret = |import: &mut Import<'_>, setting: &str, key: &str, file: &str| {
+        let (setting, path) = (format!("{PLUGIN}.{setting}"), format!("{own}/{file}"));
+        import.left(&setting, &format!("secrets are read from files: write it to {path}, of mode 0600"));
+        let why = "Put the secret there, in a file that only the server's user can read.";
+        import.set(&format!("{KEY}.{key}"), path, "", Some(why));
+    };
+    match chosen[0].as_str() {
+        "plugins.UpstreamAuthority.vault.token_auth" => {
+            secret(import, "token_auth.token", "token.token_file", "vault-token");
+        }
+        "plugins.UpstreamAuthority.vault.approle_auth" => {
+            let role = "role-id".to_owned();
+            missing(import, "approle_auth.approle_id", "approle.role_id", role, &from("VAULT_APPROLE_ID"));
+            secret(import, "approle_auth.approle_secret_id", "approle.secret_id_file", "vault-secret-id");
+        }
+        "plugins.UpstreamAuthority.vault.cert_auth" => {
+            for (name, file, variable) in [
+                ("client_cert_path", "vault-client.pem", "VAULT_CLIENT_CERT"),
+                ("client_key_path", "vault-client.key", "VAULT_CLIENT_KEY"),
+            ] {
+                let (setting, key) = (format!("cert_auth.{name}"), format!("cert.{name}"));
+                missing(import, &setting, &key, format!("{own}/{file}"), &from(variable));
             }
         }
+        _ => {
+            for name in ["k8s_auth_role_name", "token_path"] {
+                let setting = format!("{PLUGIN}.k8s_auth.{name}");
+                let key = if name == "token_path" { name } else { "role" };
+                if !import.is_set(&format!("{KEY}.kubernetes.{key}")) {
+                    import.refuse(&setting, "is required");
+                }
+            }
+        }
+    }
+}
+
+fn bundle_endpoint(import: &mut Import<'_>) {
+    const BLOCK: &str = "server.federation.bundle_endpoint";
+    const KEY: &str = "federation.bundle_endpoint";
+    const FILES: &str = "profile.https_web.serving_cert_file";
+    if !import.has(BLOCK) {
+        return;
+    }
+    let setting = |name: &str| format!("{BLOCK}.{name}");
+    let (address, port) = (setting("address"), setting("port"));
+    let text = import.text(&address);
+    let host = text.as_deref().and_then(|text| text.parse::<IpAddr>().ok());
+    if text.is_some() && host.is_none() {
+        import
+            .note(&address, "it is not an IP address: SPIRE then listens on all addresses, and so does this");
+    }
+    let number = import.integer(&port).unwrap_or(0);
+    if number == 0 {
+        import.note(&port, "without it SPIRE listens on any free port, and so does this: say which");
+    }
+    let host = host.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+    let host = if host.is_ipv6() { format!("[{host}]") } else { host.to_string() };
+    let from = if import.has(&port) { &port } else { BLOCK };
+    let why = "While SPIRE's server runs on the same machine, only one of them can have this address.";
+    import.set(&format!("{KEY}.address"), format!("{host}:{number}"), from, Some(why));
+
+    let profile = format!("{KEY}.profile");
+    let (old, web, spiffe) = (setting("acme"), setting("profile.https_web"), setting("profile.https_spiffe"));
+    if [&old, &web, &spiffe].into_iter().filter(|one| import.has(one)).count() > 1 {
+        import.refuse(BLOCK, "needs exactly one profile");
+    } else if import.has(&web) || import.has(&old) {
+        let from = if import.has(&web) { &web } else { &old };
+        import.set(&profile, "https_web", from, None);
+        let acme = import.has(&old) || import.has(&setting("profile.https_web.acme"));
+        let own = own_folder(import);
+        for (name, key, file) in [
+            ("cert_file_path", "certificate_path", "bundle-endpoint.pem"),
+            ("key_file_path", "key_path", "bundle-endpoint.key"),
+        ] {
+            let name = setting(&format!("{FILES}.{name}"));
+            match import.text(&name) {
+                Some(path) => import.set(&format!("{KEY}.{key}"), path, &name, None),
+                None if acme => {
+                    let why = "SPIRE's server fetched it by ACME: let a client of ACME put it there.";
+                    import.set(&format!("{KEY}.{key}"), format!("{own}/{file}"), from, Some(why));
+                }
+                None => import.refuse(&name, "is required"),
+            }
+        }
+    } else {
+        import.set(&profile, "https_spiffe", &spiffe, None);
+    }
+}
+
+fn federates_with(import: &mut Import<'_>) {
+    const BLOCK: &str = "server.federation.federates_with";
+    let mut done: Vec<TrustDomain> = Vec::new();
+    for name in import.names("server.federation.federates_with.*") {
+        let block = format!("{BLOCK}.{name}");
+        let trust_domain = match TrustDomain::parse_lenient(&name) {
+            Ok(trust_domain) if done.contains(&trust_domain) => {
+                import.refuse(&block, "is a trust domain that stands there twice");
+                continue;
+            }
+            Ok(trust_domain) => trust_domain,
+            Err(error) => {
+                import.refuse(&block, &format!("is not a trust domain: {error}"));
+                continue;
+            }
+        };
+        let key = |name: &str| format!("federation.federates_with.\"{trust_domain}\".{name}");
+        let url = format!("{block}.bundle_endpoint_url");
+        match import.text(&url) {
+            Some(text) => import.set(&key("bundle_endpoint_url"), text, &url, None),
+            None => import.refuse(&url, "is required"),
+        }
+        let profile = format!("{block}.bundle_endpoint_profile");
+        let (web, spiffe) = (format!("{profile}.https_web"), format!("{profile}.https_spiffe"));
+        match (import.has(&web), import.has(&spiffe)) {
+            (true, false) => import.set(&key("profile"), "https_web", &web, None),
+            (false, true) => {
+                import.set(&key("profile"), "https_spiffe", &spiffe, None);
+                let id = format!("{spiffe}.endpoint_spiffe_id");
+                match import.text(&id) {
+                    Some(text) => import.set(&key("endpoint_spiffe_id"), text, &id, None),
+                    None => import.refuse(&id, "is required"),
+                }
+            }
+            _ => import.refuse(&profile, "needs one of the profiles https_spiffe and https_web"),
+        }
+        done.push(trust_domain);
     }
 }
 
@@ -346,7 +657,9 @@ mod tests {
     use bonafide_runtime::import::{Translation, translate};
 
     use super::*;
-    use crate::config::KeyManagerSettings;
+    use crate::config::{BundleEndpointProfile, KeyManagerSettings, UpstreamSettings};
+    use crate::store::EndpointProfile;
+    use crate::upstream_authority::vault::VaultAuth;
 
     fn attempt(text: &str) -> Result<Translation, Vec<String>> {
         let read = |path: &Path| match path.to_str() {
@@ -451,11 +764,7 @@ mod tests {
             server {{
               bind_address = "spire-server" proxy_protocol_trusted_cidrs = ["10.0.0.0/8"]
               log_source_location = true profiling_enabled = true
-              federation {{
-                bundle_endpoint {{ port = 8443 }}
-                federates_with "a.test" {{ bundle_endpoint_url = "https://a" }}
-                federates_with "b.test" {{ bundle_endpoint_url = "https://b" }}
-              }}
+              federation {{ bundle_endpoint {{ port = 8443 acme {{ domain_name = "a" email = "e" }} }} }}
               experimental {{ feature_flags = ["other"] require_pq_kem = true }}
             }}
             telemetry {{ Prometheus {{ port = 1 }} Statsd = [{{ address = "x" }}] }}
@@ -465,7 +774,7 @@ mod tests {
               NodeAttestor "own" {{ plugin_cmd = "/bin/own" plugin_data {{}} }}
               NodeAttestor "x509pop" {{ plugin_data {{ ca_bundle_path = "c" agent_path_template = "/{{{{ .Foo }}}}" }} }}
               KeyManager "aws_kms" {{ plugin_data {{ region = "x" }} }}
-              UpstreamAuthority "vault" {{ plugin_data {{ }} }}
+              UpstreamAuthority "cert-manager" {{ plugin_data {{ }} }}
               BundlePublisher "aws_s3" {{ plugin_data {{ }} }}
               CredentialComposer "uniqueid" {{ }}
             }}"#
@@ -483,13 +792,11 @@ mod tests {
                 "plugins.NodeAttestor.aws_iid",
                 "plugins.NodeAttestor.own",
                 "plugins.NodeAttestor.x509pop.agent_path_template",
-                "plugins.UpstreamAuthority.vault",
+                "plugins.UpstreamAuthority.cert-manager",
                 "server.bind_address",
                 "server.experimental.feature_flags",
                 "server.experimental.require_pq_kem",
-                "server.federation.bundle_endpoint",
-                "server.federation.federates_with.a.test",
-                "server.federation.federates_with.b.test",
+                "server.federation.bundle_endpoint.acme",
                 "server.log_source_location",
                 "server.profiling_enabled",
                 "server.proxy_protocol_trusted_cidrs",
@@ -506,6 +813,221 @@ mod tests {
         }
         assert!(!translation.text.contains("hidden"), "{}", translation.text);
         assert!(translation.left.iter().all(|remark| remark.place.is_some()));
+    }
+
+    #[test]
+    fn federation_is_carried() {
+        let (config, translation) = import(&format!(
+            r#"{LEAST}
+            server {{ federation {{
+              bundle_endpoint {{
+                address = "::" port = "8443" refresh_hint = "10m"
+                profile "https_web" {{ serving_cert_file {{ cert_file_path = "c" key_file_path = "k" file_sync_interval = "1h" }} }}
+              }}
+              federates_with "a.test" {{
+                bundle_endpoint_url = "https://a.test:8443"
+                bundle_endpoint_profile "https_spiffe" {{ endpoint_spiffe_id = "spiffe://a.test/spire/server" }}
+              }}
+              federates_with "spiffe://b.test" {{ bundle_endpoint_url = "https://b.test" bundle_endpoint_profile "https_web" {{}} }}
+            }} }}"#
+        ));
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let endpoint = config.federation.bundle_endpoint.unwrap();
+        assert_eq!(
+            (endpoint.address.to_string(), endpoint.refresh_hint.as_secs()),
+            ("[::]:8443".to_owned(), 600)
+        );
+        let web = BundleEndpointProfile::HttpsWeb { certificate_path: "c".into(), key_path: "k".into() };
+        assert_eq!(endpoint.profile, web);
+        let peers: Vec<_> = config.federation.federates_with;
+        assert_eq!((peers[0].trust_domain.as_str(), peers[1].trust_domain.as_str()), ("a.test", "b.test"));
+        assert!(matches!(&peers[0].profile, EndpointProfile::HttpsSpiffe { endpoint_spiffe_id }
+            if endpoint_spiffe_id.to_string() == "spiffe://a.test/spire/server"));
+        assert!(matches!(peers[1].profile, EndpointProfile::HttpsWeb));
+
+        // JSON writes blocks otherwise, and SPIRE takes a name for every address.
+        let (config, _) = import(
+            r#"{"server": {"trust_domain": "example.org", "data_dir": "d", "federation": [{"bundle_endpoint": [
+              {"address": "localhost", "port": 1, "profile": [{"https_spiffe": [{}]}]}]}]}}"#,
+        );
+        let endpoint = config.federation.bundle_endpoint.unwrap();
+        assert_eq!(endpoint.address.to_string(), "0.0.0.0:1");
+        assert_eq!(endpoint.profile, BundleEndpointProfile::HttpsSpiffe);
+
+        let (config, translation) = import(&format!(
+            "{LEAST}server {{ federation {{ bundle_endpoint {{ port = 1 profile \"https_web\" {{ acme {{ email = \"e\" }} }} }} }} }}"
+        ));
+        assert_eq!(left(&translation), ["server.federation.bundle_endpoint.profile.https_web.acme"]);
+        let web = BundleEndpointProfile::HttpsWeb {
+            certificate_path: "/var/lib/spire/bonafide/bundle-endpoint.pem".into(),
+            key_path: "/var/lib/spire/bonafide/bundle-endpoint.key".into(),
+        };
+        assert_eq!(config.federation.bundle_endpoint.unwrap().profile, web);
+    }
+
+    #[test]
+    fn federation_that_spire_refuses_is_refused() {
+        for (text, part) in [
+            ("bundle_endpoint { port = 1 profile \"https_web\" { } }", "cert_file_path: is required"),
+            (
+                "bundle_endpoint { port = 1 profile \"https_web\" { acme { } } profile \"https_spiffe\" { } }",
+                "bundle_endpoint: needs exactly one profile",
+            ),
+            ("bundle_endpoint { port = 1 profile \"http\" { } }", "profile.http: SPIRE has no such setting"),
+            (
+                "federates_with \"a.test\" { bundle_endpoint_url = \"https://a\" }",
+                "federates_with.a.test.bundle_endpoint_profile: needs one",
+            ),
+            (
+                "federates_with \"a.test\" { bundle_endpoint_profile \"https_web\" { } }",
+                "federates_with.a.test.bundle_endpoint_url: is required",
+            ),
+            (
+                "federates_with \"a.test\" { bundle_endpoint_url = \"http://a\" bundle_endpoint_profile \"https_web\" { } }",
+                "bundle_endpoint_url, here federation.federates_with.a.test.bundle_endpoint_url: ",
+            ),
+            (
+                "federates_with \"a\\\"]\" { bundle_endpoint_url = \"https://a\" bundle_endpoint_profile \"https_web\" { } }",
+                "is not a trust domain",
+            ),
+            (
+                "federates_with \"a\" { bundle_endpoint_url = \"https://a\" bundle_endpoint_profile \"https_web\" { } }\
+                 federates_with \"spiffe://a\" { }",
+                "stands there twice",
+            ),
+            (
+                "federates_with \"a\" { bundle_endpoint_url = \"https://a\" bundle_endpoint_profile \"https_spiffe\" { } }",
+                "endpoint_spiffe_id: is required",
+            ),
+        ] {
+            let found = attempt(&format!("{LEAST}server {{ federation {{ {text} }} }}")).unwrap_err();
+            assert!(found[0].starts_with("server.conf:5:") && found[0].contains(part), "{text}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn upstream_authorities_are_carried() {
+        let with = |text: &str| attempt(&format!("{LEAST}plugins {{ UpstreamAuthority {text} }}"));
+        let read = |translation: &Translation| {
+            Config::parse(&translation.text, Path::new("server.toml")).unwrap().upstream_authority.unwrap()
+        };
+        let nested = with(
+            "\"spire\" { plugin_data { server_address = \"::1\" server_port = 8081 workload_api_socket = \"/a.sock\"\n\
+             experimental { workload_api_named_pipe_name = \"p\" require_pq_kem = false } } }",
+        )
+        .unwrap();
+        let UpstreamSettings::Spire { server_address, workload_api_socket, .. } = read(&nested) else {
+            panic!()
+        };
+        assert_eq!(
+            (server_address.to_string().as_str(), workload_api_socket),
+            ("[::1]:8081", "/a.sock".into())
+        );
+        assert_eq!(left(&nested), Vec::<&str>::new());
+
+        let vault = |text: &str| with(&format!("\"vault\" {{ plugin_data {{ {text} }} }}"));
+        const VAULT: &str = "plugins.UpstreamAuthority.vault";
+        let whole = vault(
+            "vault_addr = \"https://v:8200\" ca_cert_path = \"ca\" namespace = \"n\" pki_mount_point = \"p\" insecure_skip_verify = true\n\
+             approle_auth { approle_auth_mount_point = \"m\" approle_id = \"r\" approle_secret_id = \"hidden\" }",
+        )
+        .unwrap();
+        assert_eq!(
+            left(&whole),
+            [format!("{VAULT}.insecure_skip_verify"), format!("{VAULT}.approle_auth.approle_secret_id")]
+        );
+        assert!(!whole.text.contains("hidden"), "{}", whole.text);
+        let UpstreamSettings::Vault(settings) = read(&whole) else { panic!() };
+        assert_eq!((settings.namespace.as_deref(), settings.pki_mount_point.as_str()), (Some("n"), "p"));
+        let VaultAuth::AppRole { mount_point, role_id, secret_id_file } = settings.auth else { panic!() };
+        assert_eq!((mount_point.as_str(), role_id.as_str()), ("m", "r"));
+        assert_eq!(secret_id_file, Path::new("/var/lib/spire/bonafide/vault-secret-id"));
+
+        // What SPIRE takes from the environment is named.
+        let least = vault("token_auth { }").unwrap();
+        assert_eq!(
+            left(&least),
+            ["vault_addr", "ca_cert_path", "token_auth.token"].map(|name| format!("{VAULT}.{name}"))
+        );
+        let UpstreamSettings::Vault(settings) = read(&least) else { panic!() };
+        assert_eq!(settings.address.to_string(), "https://127.0.0.1:8200");
+        let cert = vault(
+            "vault_addr = \"https://v\" ca_cert_path = \"ca\" cert_auth { cert_auth_role_name = \"r\" client_cert_path = \"c\" }",
+        );
+        let cert = cert.unwrap();
+        assert_eq!(left(&cert), [format!("{VAULT}.cert_auth.client_key_path")]);
+        let UpstreamSettings::Vault(settings) = read(&cert) else { panic!() };
+        assert!(matches!(settings.auth, VaultAuth::Certificate { role: Some(role), .. } if role == "r"));
+        let kubernetes = vault(
+            "vault_addr = \"http://127.0.0.1:1\" k8s_auth { k8s_auth_role_name = \"r\" token_path = \"t\" }",
+        )
+        .unwrap();
+        assert_eq!(left(&kubernetes), Vec::<&str>::new());
+        let UpstreamSettings::Vault(settings) = read(&kubernetes) else { panic!() };
+        assert!(matches!(settings.auth, VaultAuth::Kubernetes { role, .. } if role == "r"));
+
+        for (found, part) in [
+            (
+                with("\"spire\" { plugin_data { server_port = \"1\" workload_api_socket = \"/a\" } }"),
+                "server_address: is required",
+            ),
+            (vault("vault_addr = \"http://127.0.0.1:1\""), "vault: needs one of token_auth"),
+            (
+                vault("vault_addr = \"http://127.0.0.1:1\" token_auth { } cert_auth { }"),
+                "vault: needs one of token_auth",
+            ),
+            (
+                vault("vault_addr = \"http://127.0.0.1:1\" k8s_auth { token_path = \"t\" }"),
+                "k8s_auth_role_name: is required",
+            ),
+            (
+                vault("vault_addr = \"http://v:1\" token_auth { }"),
+                "vault_addr, here upstream_authority.vault.address: ",
+            ),
+            (
+                with(
+                    "\"disk\" { plugin_data { cert_file_path = \"c\" key_file_path = \"k\" } }\nUpstreamAuthority \"vault\" { plugin_data { token_auth { } } }",
+                ),
+                "vault: there can be one UpstreamAuthority",
+            ),
+        ] {
+            let found = found.unwrap_err();
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].starts_with("server.conf:") && found[0].contains(part), "{part}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn proofs_of_possession_of_a_host_are_carried() {
+        let with = |text: &str| import(&format!("{LEAST}plugins {{ NodeAttestor {text} }}"));
+        let (config, translation) = with(
+            r#""sshpop" { plugin_data { cert_authorities = ["k"] cert_authorities_path = "f" canonical_domain = "d"
+              agent_path_template = "/ssh/{{ .Hostname }}" } }"#,
+        );
+        let sshpop = config.node_attestor.sshpop.unwrap();
+        assert_eq!(
+            (sshpop.cert_authorities.as_slice(), sshpop.canonical_domain.as_deref()),
+            (&["k".to_owned()][..], Some("d"))
+        );
+        assert_eq!(sshpop.cert_authorities_path.as_deref(), Some(Path::new("f")));
+        assert_eq!(sshpop.agent_path_template.start(), "/ssh/");
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let (_, translation) = with(
+            r#""sshpop" { plugin_data { cert_authorities_path = "f" agent_path_template = "/{{ .Foo }}" } }"#,
+        );
+        assert_eq!(left(&translation), ["plugins.NodeAttestor.sshpop.agent_path_template"]);
+
+        let (config, translation) = with("\"http_challenge\" { }");
+        let challenge = config.node_attestor.http_challenge.unwrap();
+        assert!(challenge.tofu && challenge.allow_non_root_ports && !challenge.allow_local_addresses);
+        assert!(translation.text.contains("allow_local_addresses"), "{}", translation.text);
+        let (config, _) = with(
+            r#""http_challenge" { plugin_data { allowed_dns_patterns = ["^a$"] required_port = 80 tofu = false
+              allow_non_root_ports = false } }"#,
+        );
+        let challenge = config.node_attestor.http_challenge.unwrap();
+        assert_eq!((challenge.allowed_dns_patterns.len(), challenge.required_port), (1, Some(80)));
+        assert!(!challenge.tofu && !challenge.allow_non_root_ports);
     }
 
     #[test]
@@ -527,14 +1049,15 @@ mod tests {
         assert_eq!(found.len(), 5, "{found:?}");
         let found = attempt(&format!(
             "{LEAST}server {{ federation {{\n bundle_endpoint {{ profile \"https_web\" {{ acme {{ x = 1 }} }} prot = 1 }}\n\
-             federates_with \"a.test\" {{ bundle_endpoint_profile \"https_spiffe\" {{ id = 1 }} }} }} }}"
+             federates_with \"a.test\" {{ bundle_endpoint_url = \"https://a\" bundle_endpoint_profile \"https_spiffe\" {{\n\
+             endpoint_spiffe_id = \"spiffe://a.test/x\" id = 1 }} }} }} }}"
         ))
         .unwrap_err();
         assert_eq!(
             found,
             [
                 "server.conf:6:59: server.federation.bundle_endpoint.prot: SPIRE has no such setting",
-                "server.conf:7:68: server.federation.federates_with.a.test.bundle_endpoint_profile.https_spiffe.id: SPIRE has no \
+                "server.conf:8:42: server.federation.federates_with.a.test.bundle_endpoint_profile.https_spiffe.id: SPIRE has no \
                  such setting",
             ]
         );

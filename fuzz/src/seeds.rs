@@ -771,6 +771,7 @@ fn records() -> Seeds {
                 key_id: "jwt-A".into(),
                 certificate_chain: vec![vec![1], vec![2]],
                 public_key: vec![3],
+                revoked: Vec::new(),
             })?;
             unit.record_issued(&[IssuedSvid {
                 kind: SvidKind::WorkloadX509,

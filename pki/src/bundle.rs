@@ -19,6 +19,9 @@ pub enum BundleError {
     /// More bytes than any real bundle has.
     #[error("bundle has more than {MAX_DOCUMENT_BYTES} bytes")]
     TooLarge,
+    /// More keys than any real trust domain publishes.
+    #[error("bundle has more than {MAX_PUBLISHED_KEYS} keys")]
+    TooManyKeys,
     /// Not JSON of this shape.
     #[error("bundle is not a SPIFFE bundle document: {0}")]
     Json(#[from] serde_json::Error),
@@ -120,6 +123,9 @@ pub struct PublishedBundle {
 /// [`BundleError`].
 pub fn published(trust_domain: &TrustDomain, document: &[u8]) -> Result<PublishedBundle, BundleError> {
     let document = read(document)?;
+    if document.keys.len() > MAX_PUBLISHED_KEYS {
+        return Err(BundleError::TooManyKeys);
+    }
     let refresh_hint = document.spiffe_refresh_hint;
     Ok(PublishedBundle { bundle: from_document(trust_domain, &document)?, refresh_hint })
 }
@@ -293,3 +299,6 @@ const CERTIFICATE: &str = "CERTIFICATE";
 
 /// The longest bundle document that is read: thousands of authorities. A bundle comes from a peer.
 pub const MAX_DOCUMENT_BYTES: usize = 4 << 20;
+
+/// How many keys of all uses the bundle of a peer may have: each is stored, compared, and handed to agents and workloads.
+pub const MAX_PUBLISHED_KEYS: usize = 1024;

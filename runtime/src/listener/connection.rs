@@ -309,6 +309,11 @@ impl<K: Clone + Eq + Hash> Quota<K> {
         *count += 1;
         Some(Share { quota: self.clone(), key })
     }
+
+    /// How many `key` has.
+    pub(super) fn taken(&self, key: &K) -> usize {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied().unwrap_or(0)
+    }
 }
 
 /// One of a key's places; dropping gives it back.

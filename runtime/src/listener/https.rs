@@ -4,12 +4,13 @@
 //! nothing else: a connection here is short, has one request at a time, and is never registered.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -33,11 +34,12 @@ pub struct HttpsOptions {
     pub name: &'static str,
     /// Connections that may be open at once; more are closed.
     pub max_connections: usize,
-    /// Connections that one address may have open.
+    /// Connections that one address may have open; of IPv6, one network of 64 bits, since that is what one host gets.
     pub max_connections_per_address: usize,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
-    /// How long a client may take to send the head of a request, on a new connection and between two requests.
+    /// How long a client may take to send the head of a request, on a new connection and between two requests. While more
+    /// than half of the places are taken, a new connection has a fifth of it, and none is kept after its answer.
     pub head_timeout: Duration,
     /// The largest head of a request, in bytes.
     pub max_head: usize,
@@ -87,6 +89,7 @@ where
         acceptor: TlsAcceptor::from(tls),
         options,
         complaints: Mutex::new(RateLimited::new(Duration::from_secs(1))),
+        open: all.clone(),
     });
     let outcome = loop {
         let (stream, address): (TcpStream, SocketAddr) = match connections.next().await {
@@ -94,7 +97,7 @@ where
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         };
-        let places = all.take(()).and_then(|place| Some((place, addresses.take(address.ip())?)));
+        let places = all.take(()).and_then(|place| Some((place, addresses.take(host(address.ip()))?)));
         let Some(places) = places else {
             shared.refuse("too_many_connections", address, &"there are too many connections");
             continue;
@@ -117,6 +120,7 @@ struct Shared {
     acceptor: TlsAcceptor,
     options: HttpsOptions,
     complaints: Mutex<RateLimited>,
+    open: Quota<()>,
 }
 
 impl Shared {
@@ -137,11 +141,18 @@ impl Shared {
         };
         let service = service_fn(|request: Request<Incoming>| {
             let response = answer(request);
-            async move { Ok::<_, Infallible>(response.await) }
+            async move {
+                let mut response = response.await;
+                if self.crowded() {
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
         });
+        let head_timeout = if self.crowded() { options.head_timeout / 5 } else { options.head_timeout };
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(options.head_timeout)
+            .header_read_timeout(head_timeout)
             .max_buf_size(options.max_head)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
@@ -155,6 +166,10 @@ impl Shared {
         let _ = tokio::time::timeout(options.last_answer, connection).await;
     }
 
+    fn crowded(&self) -> bool {
+        self.open.taken(&()) > self.options.max_connections / 2
+    }
+
     fn refuse(&self, reason: &'static str, address: SocketAddr, why: &dyn std::fmt::Display) {
         let listener = self.options.name;
         metrics::counter!("bonafide_listener_handshake_failures_total", "listener" => listener, "reason" => reason)
@@ -162,6 +177,17 @@ impl Shared {
         let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(suppressed) = complaints.allow() {
             tracing::debug!(listener, %address, reason, error = %why, suppressed, "a connection was refused");
+        }
+    }
+}
+
+/// What counts as one client: an IPv4 address, or the network of an IPv6 address.
+fn host(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
         }
     }
 }
@@ -183,5 +209,19 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.gauge.decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_with_many_addresses_counts_once() {
+        let of = |text: &str| host(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::2"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 }

@@ -108,6 +108,33 @@ async fn whoever_is_slow_is_let_go() {
 }
 
 #[tokio::test]
+async fn when_places_are_few_no_connection_is_kept() {
+    let options = HttpsOptions {
+        max_connections: 4,
+        head_timeout: Duration::from_millis(1500),
+        ..HttpsOptions::default()
+    };
+    let served = serve(options).await;
+    let ask = async || {
+        let mut stream = served.connect().await.unwrap();
+        stream.write_all(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream
+    };
+    let kept = closed(ask().await).await;
+    assert!(kept >= Duration::from_millis(1200), "{kept:?}: kept for the next request");
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut stream = served.connect().await.unwrap();
+        stream.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        waiting.push(stream);
+    }
+    let kept = closed(ask().await).await;
+    assert!(kept < Duration::from_millis(1200), "{kept:?}");
+    let idle = closed(served.connect().await.unwrap()).await;
+    assert!(idle < Duration::from_millis(1200), "{idle:?}");
+}
+
+#[tokio::test]
 async fn one_address_cannot_take_all_places() {
     let options = HttpsOptions { max_connections_per_address: 2, ..HttpsOptions::default() };
     let served = serve(options).await;

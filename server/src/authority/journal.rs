@@ -2,7 +2,9 @@
 //!
 //! The journal of a kind holds what the slots hold, at most two records, and is rewritten with each step in the
 //! same transaction that changes the bundle. History is the audit log's business: a tail of former authorities
-//! here would be one more thing to bound, and restoring would have to tell the tail from the present.
+//! here would be one more thing to bound, and restoring would have to tell the tail from the present. What an
+//! administrator has revoked is written with each record, because an upstream authority that goes on publishing it must
+//! not bring it back after a restart.
 
 use bonafide_identity::{AuthorityKind, AuthorityRefusal, Bundle, SlotStatus, TrustDomain};
 

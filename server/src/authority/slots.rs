@@ -348,33 +348,57 @@ struct Steps {
     revoked: Arc<Revoked>,
 }
 
-/// What an administrator has revoked here in the life of this process: key identifiers of roots, and key IDs. An upstream
-/// that goes on publishing it must not bring it back.
+/// What an administrator has revoked here: key identifiers of roots, and key IDs, the last [`MAX_REVOKED`] of each kind in
+/// the order of their revocation. An upstream that goes on publishing it must not bring it back, so the journal keeps it.
 #[derive(Default)]
-struct Revoked(std::sync::Mutex<HashSet<String>>);
+struct Revoked(std::sync::Mutex<Vec<(AuthorityKind, String)>>);
 
 impl Revoked {
-    fn note(&self, id: &str) {
-        self.set().insert(id.to_owned());
+    /// Says whether it is new.
+    fn note(&self, kind: AuthorityKind, id: &str) -> bool {
+        let mut all = self.all();
+        if all.iter().any(|(_, known)| known == id) {
+            return false;
+        }
+        if all.iter().filter(|(of, _)| *of == kind).count() >= MAX_REVOKED
+            && let Some(oldest) = all.iter().position(|(of, _)| *of == kind)
+        {
+            all.remove(oldest);
+        }
+        all.push((kind, id.to_owned()));
+        true
+    }
+
+    fn forget(&self, id: &str) {
+        self.all().retain(|(_, known)| known != id);
+    }
+
+    /// What the journal of a kind keeps.
+    fn of(&self, kind: AuthorityKind) -> Vec<String> {
+        self.all().iter().filter(|(of, _)| *of == kind).map(|(_, id)| id.clone()).collect()
     }
 
     fn leave_out(&self, keys: &mut Vec<JwtAuthority>) {
-        let revoked = self.set();
-        keys.retain(|key| !revoked.contains(&key.key_id));
+        let revoked = self.all();
+        keys.retain(|key| revoked.iter().all(|(_, id)| *id != key.key_id));
+    }
+
+    fn holds_root(&self, certificate: &[u8]) -> bool {
+        let revoked = self.all();
+        if revoked.is_empty() {
+            return false;
+        }
+        let key_id = inspect(certificate).ok().and_then(|info| info.ski);
+        key_id.is_some_and(|key_id| revoked.iter().any(|(_, id)| *id == key_id))
     }
 
     fn leave_out_of(&self, bundle: &mut Bundle) {
         self.leave_out(&mut bundle.jwt_authorities);
         self.leave_out(&mut bundle.wit_authorities);
-        let revoked = self.set();
-        if !revoked.is_empty() {
-            bundle
-                .x509_authorities
-                .retain(|root| !revoked.iter().any(|id| has_key_id(&root.certificate, id)));
-        }
+        bundle.x509_authorities.retain(|root| !self.holds_root(&root.certificate));
     }
 
-    fn set(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+    fn all(&self) -> std::sync::MutexGuard<'_, Vec<(AuthorityKind, String)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -503,6 +527,9 @@ impl Steps {
     async fn restore(&mut self, kind: AuthorityKind, now: Timestamp) -> Result<(), AuthorityError> {
         let records = self.store.write(move |unit| journal::read(unit, kind)).await?;
         let recorded = records.len();
+        for id in records.iter().flat_map(|record| &record.revoked) {
+            self.revoked.note(kind, id);
+        }
         let mut state = KindState::default();
         let mut slots = Vec::new();
         for record in journal::current(records) {
@@ -601,8 +628,10 @@ impl Steps {
 
     /// Takes over what the upstream publishes, and what follows from it.
     async fn follow(&mut self, mut upstream: Bundle, now: Timestamp) -> Result<(), AuthorityError> {
-        self.revoked.leave_out_of(&mut upstream);
+        // Before anything is left out: what was revoked here and has been appended by hand still goes when it is tainted
+        // up there.
         self.distrusted.note(&upstream);
+        self.revoked.leave_out_of(&mut upstream);
         self.merge(&upstream, now).await?;
         let mut failed = self.tell(&upstream, now).await.err();
         for kind in self.enabled() {
@@ -908,13 +937,12 @@ impl Steps {
         }
         next.slots.forget_old(id);
         let wanted = id.to_owned();
-        self.commit(kind, next, move |bundle| match kind {
+        self.commit_revocation(kind, id, next, move |bundle| match kind {
             AuthorityKind::X509 => bundle.revoke_x509(|der| has_key_id(der, &wanted)),
             AuthorityKind::Jwt => bundle.revoke_jwt(&wanted).map(drop),
             AuthorityKind::Wit => bundle.revoke_wit(&wanted).map(drop),
         })
         .await?;
-        self.revoked.note(id);
         tracing::warn!(%kind, authority = %id, "authority revoked");
         Ok(())
     }
@@ -934,8 +962,10 @@ impl Steps {
         let mut next = self.upstream_state()?;
         next.slots.revoke_upstream(id)?;
         let wanted = id.to_owned();
-        self.commit(kind, next, move |bundle| bundle.revoke_x509(|der| has_key_id(der, &wanted))).await?;
-        self.revoked.note(id);
+        self.commit_revocation(kind, id, next, move |bundle| {
+            bundle.revoke_x509(|der| has_key_id(der, &wanted))
+        })
+        .await?;
         tracing::warn!(authority = %id, "upstream authority revoked");
         Ok(())
     }
@@ -1008,7 +1038,13 @@ impl Steps {
             }
             Some(upstream) => {
                 let csr = ca_csr(&*signer, trust_domain, ca_subject, &serial)?;
-                let ca = counted("sign", upstream.mint_ca(&csr, *ca_ttl, now).await)?;
+                let mut ca = counted("sign", upstream.mint_ca(&csr, *ca_ttl, now).await)?;
+                // One that was revoked here must not come back with a signature. Whoever appends it to the bundle by hand
+                // means it.
+                let bundle = self.own_bundle();
+                let appended =
+                    |der: &[u8]| bundle.x509_authorities.iter().any(|root| root.certificate == der);
+                ca.roots.retain(|root| !self.revoked.holds_root(root) || appended(root));
                 (ca.chain, ca.roots)
             }
         };
@@ -1060,6 +1096,23 @@ impl Steps {
         }
     }
 
+    /// As [`Self::commit`], for a step that revokes `id`.
+    async fn commit_revocation(
+        &mut self,
+        kind: AuthorityKind,
+        id: &str,
+        next: KindState,
+        change: impl FnOnce(&mut Bundle) -> Result<(), AuthorityRefusal> + Send + 'static,
+    ) -> Result<(), AuthorityError> {
+        // First, since it is written together with the step.
+        let new = self.revoked.note(kind, id);
+        let committed = self.commit(kind, next, change).await;
+        if committed.is_err() && new {
+            self.revoked.forget(id);
+        }
+        committed
+    }
+
     /// Makes `next` the slots of `kind`, on the disk first, together with what the step does to the bundle.
     async fn commit(
         &mut self,
@@ -1068,6 +1121,7 @@ impl Steps {
         change: impl FnOnce(&mut Bundle) -> Result<(), AuthorityRefusal> + Send + 'static,
     ) -> Result<(), AuthorityError> {
         next.material.retain(|id, _| next.slots.iter().any(|slot| slot.authority_id == *id));
+        let revoked = self.revoked.of(kind);
         let records: Vec<_> = next
             .slots
             .iter()
@@ -1079,6 +1133,7 @@ impl Steps {
                     key_id: kind.key_id(slot.slot).to_owned(),
                     certificate_chain: material.chain.clone(),
                     public_key: material.public_key.clone(),
+                    revoked: revoked.clone(),
                 })
             })
             .collect();
@@ -1200,6 +1255,9 @@ fn root_above(chain: &[Vec<u8>], roots: &[Vec<u8>]) -> String {
 fn chain(error: &AuthorityError) -> String {
     bonafide_runtime::tasks::chain(error)
 }
+
+/// How many revocations of a kind are remembered: more than an upstream publishes at a time.
+const MAX_REVOKED: usize = 256;
 
 /// A look costs nothing, and finds what changed without a step being due: a clock that was set.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(10);

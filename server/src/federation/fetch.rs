@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bonafide_identity::{SpiffeId, TrustDomain};
+use bonafide_identity::{Bundle, SpiffeId, TrustDomain};
 use bonafide_pki::bundle::{BundleError, MAX_DOCUMENT_BYTES, PublishedBundle, published};
 use bonafide_pki::tls::{Now, TrustStore, WebRoots, https_spiffe_client, https_web_client, refusal};
 use bonafide_pki::{TrustRoots, X509Error, pem};
 use bonafide_runtime::clock::SharedClock;
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_LENGTH, ETAG, HOST, IF_NONE_MATCH, USER_AGENT};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_LENGTH, ETAG, HOST, IF_NONE_MATCH, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
@@ -58,6 +58,8 @@ pub struct Answer {
     pub holds: bool,
     /// How long it took.
     pub took: Duration,
+    /// The bundle with which the endpoint was authenticated; `None` in the profile `https_web`.
+    pub trusted: Option<Arc<Bundle>>,
 }
 
 /// The content of an answer.
@@ -161,16 +163,16 @@ impl Fetcher {
     ) -> Result<Answer, FetchError> {
         let began = Instant::now();
         let url = EndpointUrl::parse(&relationship.bundle_endpoint_url)?;
-        let (tls, name) = match &relationship.profile {
+        let (tls, name, trusted) = match &relationship.profile {
             EndpointProfile::HttpsWeb => {
                 let name = server_name(&url)?;
-                (https_web_client(&self.web_roots().await?, self.now()), name)
+                (https_web_client(&self.web_roots().await?, self.now()), name, None)
             }
             EndpointProfile::HttpsSpiffe { endpoint_spiffe_id } => {
-                let trust = trust(state, endpoint_spiffe_id)?;
+                let (trust, bundle) = trust(state, endpoint_spiffe_id)?;
                 // The name is only a hint here: a host name that TLS cannot carry is no reason to refuse.
                 let name = server_name(&url).unwrap_or_else(|_| bonafide_pki::tls::server_name());
-                (https_spiffe_client(trust, endpoint_spiffe_id.clone(), self.now()), name)
+                (https_spiffe_client(trust, endpoint_spiffe_id.clone(), self.now()), name, Some(bundle))
             }
         };
         let held = if conditional.wait && conditional.tag.is_some() { WAIT } else { Duration::ZERO };
@@ -179,7 +181,7 @@ impl Fetcher {
         let _connection = connection;
         let holds = response.headers().contains_key(PREFERENCE_APPLIED);
         let took = began.elapsed();
-        let answer = |fetched| Answer { fetched, holds, took };
+        let answer = |fetched| Answer { fetched, holds, took, trusted };
         if response.status() == StatusCode::NOT_MODIFIED && conditional.tag.is_some() {
             return Ok(answer(Fetched::NotModified));
         }
@@ -237,14 +239,14 @@ fn server_name(url: &EndpointUrl) -> Result<ServerName<'static>, FetchError> {
 }
 
 /// Only the trust domain of the endpoint, as it is stored now.
-fn trust(state: &State, endpoint: &SpiffeId) -> Result<TrustStore, FetchError> {
+fn trust(state: &State, endpoint: &SpiffeId) -> Result<(TrustStore, Arc<Bundle>), FetchError> {
     let trust_domain = endpoint.trust_domain();
     let bundle = state.bundle(trust_domain).ok_or_else(|| FetchError::NoBundle(trust_domain.clone()))?;
     let roots = TrustRoots::from_der(bundle.x509_authorities.iter().map(|root| root.certificate.as_slice()))
         .map_err(|source| FetchError::Roots { trust_domain: trust_domain.clone(), source })?;
     let trust = TrustStore::empty();
     trust.set_trust_domain(trust_domain, &Arc::new(roots));
-    Ok(trust)
+    Ok((trust, bundle))
 }
 
 /// Ends the connection when it is dropped.
@@ -286,6 +288,8 @@ async fn exchange(
     let mut request = Request::get(url.target())
         .header(HOST, url.authority())
         .header(ACCEPT, "application/json")
+        // An older copy would bring back what has been revoked.
+        .header(CACHE_CONTROL, "no-cache")
         .header(USER_AGENT, concat!("bonafide/", env!("CARGO_PKG_VERSION")));
     if let Some(tag) = &conditional.tag {
         request = request.header(IF_NONE_MATCH, tag);

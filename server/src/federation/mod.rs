@@ -27,7 +27,7 @@ pub mod serve;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bonafide_identity::TrustDomain;
+use bonafide_identity::{Bundle, TrustDomain};
 use bonafide_pki::Random;
 use bonafide_runtime::clock::SharedClock;
 use bonafide_runtime::tasks::{TaskGroup, chain};
@@ -37,7 +37,7 @@ use crate::status::names;
 use crate::store::{Bundles as _, FederationRelationship, State, Store};
 pub use endpoint_url::{EndpointUrl, EndpointUrlError};
 use fetch::{Conditional, FetchError, Fetched, Fetcher};
-use schedule::{Decision, decide};
+use schedule::{Decision, decide, still_trusted};
 
 /// Relationships with other trust domains, and how their bundles are brought. Clones share it.
 #[derive(Clone)]
@@ -63,9 +63,25 @@ pub enum RefreshError {
     /// The peer's endpoint gave no bundle.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// What the endpoint was authenticated with is no longer what is stored of its trust domain.
+    #[error("the trust in the endpoint has changed meanwhile; what was fetched is not stored")]
+    Outdated,
     /// The bundle could not be stored.
     #[error("the bundle could not be stored: {0}")]
     Store(#[from] crate::store::StoreError),
+}
+
+/// What became of a fetched bundle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// It was stored.
+    Changed,
+    /// It is what was there already, or the relationship is gone.
+    Unchanged,
+    /// It has a smaller number than what is stored, and is kept only when it comes again.
+    Unconfirmed,
+    /// It was fetched with trust that has changed meanwhile.
+    Outdated,
 }
 
 impl Federation {
@@ -103,10 +119,16 @@ impl Federation {
         let relationship = self
             .relationship(trust_domain)
             .ok_or_else(|| RefreshError::NoRelationship(trust_domain.clone()))?;
-        let answer = self.fetch(&relationship, &Conditional::default()).await?;
-        match answer.fetched {
-            Fetched::Bundle { published, .. } => Ok(self.take(&relationship, published.bundle).await?),
-            Fetched::NotModified => Ok(false),
+        let mut before = None;
+        loop {
+            let answer = self.fetch(&relationship, &Conditional::default()).await?;
+            let Fetched::Bundle { published, .. } = answer.fetched else { return Ok(false) };
+            let again = before.is_some();
+            match self.take(&relationship, published.bundle.clone(), answer.trusted, before).await? {
+                Taken::Unconfirmed if !again => before = Some(published.bundle),
+                Taken::Outdated => return Err(RefreshError::Outdated),
+                taken => return Ok(taken == Taken::Changed),
+            }
         }
     }
 
@@ -138,43 +160,71 @@ impl Federation {
         fetched
     }
 
-    /// Stores a fetched bundle, unless it is what is there already or the relationship is gone meanwhile. Says whether it
-    /// was stored.
+    /// Stores a fetched bundle, unless it is what is there already, or the relationship or the trust with which it was
+    /// fetched (`trusted`) is gone meanwhile. `before` is as in [`decide`].
     async fn take(
         &self,
         relationship: &FederationRelationship,
-        bundle: bonafide_identity::Bundle,
-    ) -> Result<bool, crate::store::StoreError> {
+        bundle: Bundle,
+        trusted: Option<Arc<Bundle>>,
+        before: Option<Bundle>,
+    ) -> Result<Taken, crate::store::StoreError> {
         use crate::store::Relationships as _;
         let trust_domain = relationship.trust_domain.clone();
         let (sequence, empty) = (bundle.sequence_number, bundle.is_empty());
         let configured = self.inner.configured.contains_key(&trust_domain);
         let wanted = relationship.clone();
-        let stored = self
+        // Most answers are no news: they cost no write.
+        let local = self.state().bundle(&trust_domain);
+        match decide(local.as_deref(), &bundle, before.as_ref()) {
+            Decision::Keep => {
+                self.unchanged(&trust_domain);
+                return Ok(Taken::Unchanged);
+            }
+            Decision::Confirm => {
+                self.unchanged(&trust_domain);
+                tracing::warn!(%trust_domain, sequence, "the peer's bundle has a smaller number than the last one; it is taken when it comes again");
+                return Ok(Taken::Unconfirmed);
+            }
+            Decision::Store => {}
+        }
+        let taken = self
             .inner
             .store
             .write(move |unit| {
                 // What was fetched from an endpoint that is no longer the right one must not become trust.
                 if !configured && unit.relationship(&wanted.trust_domain).as_deref() != Some(&wanted) {
-                    return Ok(false);
+                    return Ok(Taken::Unchanged);
+                }
+                // Nor what came from one that is no longer believed: an operator's bundle must stand.
+                if let Some(trusted) = &trusted
+                    && !still_trusted(trusted, unit.bundle(&trusted.trust_domain).as_deref())
+                {
+                    return Ok(Taken::Outdated);
                 }
                 let local = unit.bundle(&wanted.trust_domain);
-                if decide(local.as_deref(), &bundle) == Decision::Keep {
-                    return Ok(false);
+                match decide(local.as_deref(), &bundle, before.as_ref()) {
+                    Decision::Keep => Ok(Taken::Unchanged),
+                    Decision::Confirm => Ok(Taken::Unconfirmed),
+                    Decision::Store => unit.bundle_put(bundle).map(|_| Taken::Changed),
                 }
-                unit.bundle_put(bundle).map(|_| true)
             })
             .await?;
-        if !stored {
-            self.unchanged(&trust_domain);
-        } else {
-            self.succeeded(&trust_domain, "changed");
-            tracing::info!(%trust_domain, sequence, "a federated bundle has changed");
-            if empty {
-                tracing::warn!(%trust_domain, "the peer's bundle is empty: nothing of that trust domain is trusted any more");
+        match taken {
+            Taken::Unchanged | Taken::Unconfirmed => self.unchanged(&trust_domain),
+            Taken::Outdated => {
+                count(&trust_domain, "failed");
+                tracing::warn!(%trust_domain, "the trust in the endpoint has changed meanwhile; what was fetched is not stored");
+            }
+            Taken::Changed => {
+                self.succeeded(&trust_domain, "changed");
+                tracing::info!(%trust_domain, sequence, "a federated bundle has changed");
+                if empty {
+                    tracing::warn!(%trust_domain, "the peer's bundle is empty: nothing of that trust domain is trusted any more");
+                }
             }
         }
-        Ok(stored)
+        Ok(taken)
     }
 
     fn unchanged(&self, trust_domain: &TrustDomain) {

@@ -5,15 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bonafide_identity::{Bundle, TrustDomain};
 use bonafide_runtime::shutdown::Shutdown;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::Federation;
 use super::fetch::{Answer, Conditional, Fetched, WAIT};
-use super::schedule::{Ended, Pace, next, same};
+use super::schedule::{Ended, Pace, QUIET, next, same};
+use super::{Federation, Taken};
 use crate::status::names;
 use crate::store::{EndpointProfile, FederationRelationship};
 
@@ -71,11 +71,27 @@ struct Worker {
     pace: Option<Pace>,
     failures: u32,
     early: u32,
+    /// Whether there has been an answer. What the first one brings is no change of the peer.
+    answered: bool,
+    /// When the last change came, and how many before it had followed closely on each other.
+    changed: Option<(Instant, u32)>,
+    /// What the last poll brought under a smaller number than that of what is stored.
+    unconfirmed: Option<Bundle>,
 }
 
 impl Worker {
     fn new(federation: Federation, relationship: Arc<FederationRelationship>) -> Self {
-        Self { federation, relationship, last: None, pace: None, failures: 0, early: 0 }
+        Self {
+            federation,
+            relationship,
+            last: None,
+            pace: None,
+            failures: 0,
+            early: 0,
+            answered: false,
+            changed: None,
+            unconfirmed: None,
+        }
     }
 
     async fn run(mut self) {
@@ -159,18 +175,33 @@ impl Worker {
         answer: Answer,
         asked_to_hold: bool,
     ) -> Result<(Pace, Ended), crate::store::StoreError> {
-        let Answer { fetched, holds, took } = answer;
-        let changed = match fetched {
+        let Answer { fetched, holds, took, trusted } = answer;
+        let before = self.unconfirmed.take();
+        let taken = match fetched {
             Fetched::Bundle { published, tag } => {
                 self.pace = Some(Pace::of(&published.bundle, published.refresh_hint));
                 self.last = tag.map(|tag| (tag, published.bundle.clone()));
-                self.federation.take(&self.relationship, published.bundle).await?
+                let bundle = published.bundle;
+                let taken = self.federation.take(&self.relationship, bundle.clone(), trusted, before).await?;
+                if taken == Taken::Unconfirmed {
+                    self.unconfirmed = Some(bundle);
+                }
+                taken
             }
             Fetched::NotModified => {
                 self.federation.unchanged(&self.relationship.trust_domain);
-                false
+                Taken::Unchanged
             }
         };
+        if matches!(taken, Taken::Unconfirmed | Taken::Outdated) {
+            // Soon again, as after a failure.
+            let failed = self.failures;
+            self.failures = failed.saturating_add(1);
+            let stored = self.federation.state().bundle(&self.relationship.trust_domain);
+            return Ok((Pace::of_stored(stored.as_deref()), Ended::Failed(failed)));
+        }
+        let changed = taken == Taken::Changed;
+        let first = !std::mem::replace(&mut self.answered, true);
         self.failures = 0;
         let stored = || self.federation.state().bundle(&self.relationship.trust_domain);
         let pace = self.pace.unwrap_or_else(|| Pace::of_stored(stored().as_deref()));
@@ -182,6 +213,104 @@ impl Worker {
         let well = changed || !asked_to_hold && self.early == 0 || took >= WAIT / 2;
         let early = self.early;
         self.early = if well && asked_to_hold { 0 } else { early.saturating_add(1) };
+        if changed && !first {
+            let now = Instant::now();
+            let close = self.changed.filter(|(last, _)| now.duration_since(*last) < QUIET);
+            let before = close.map_or(0, |(_, before)| before.saturating_add(1));
+            self.changed = Some((now, before));
+            return Ok((pace, Ended::Changed(before)));
+        }
         Ok((pace, Ended::Held { well, early }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bonafide_identity::{SpiffeId, Timestamp, X509Authority};
+    use bonafide_pki::SystemRandom;
+    use bonafide_pki::bundle::PublishedBundle;
+    use bonafide_runtime::clock::SharedClock;
+
+    use super::super::fetch::Fetcher;
+    use super::*;
+    use crate::store::{Bundles as _, Store, StoreConfig};
+
+    fn bundle(sequence_number: u64, content: u8) -> Bundle {
+        let root = X509Authority { certificate: vec![content], tainted: false };
+        let mut bundle = Bundle::empty(TrustDomain::parse("b.org").unwrap());
+        bundle.x509_authorities.push(root);
+        Bundle { sequence_number, ..bundle }
+    }
+
+    fn answer(bundle: &Bundle, trusted: Option<Bundle>) -> Answer {
+        let tag = Some(format!("\"{}\"", bundle.sequence_number));
+        let published = PublishedBundle { bundle: bundle.clone(), refresh_hint: Some(300) };
+        let fetched = Fetched::Bundle { published, tag };
+        Answer { fetched, holds: true, took: Duration::from_millis(1), trusted: trusted.map(Arc::new) }
+    }
+
+    fn worker() -> (Worker, Store) {
+        let clock: SharedClock = Arc::new(|| Timestamp::from_unix_seconds(0));
+        let own = TrustDomain::parse("a.org").unwrap();
+        let (store, _) = Store::open(StoreConfig::memory(own), clock.clone()).unwrap();
+        let relationship = FederationRelationship {
+            trust_domain: TrustDomain::parse("b.org").unwrap(),
+            bundle_endpoint_url: "https://localhost/".to_owned(),
+            profile: EndpointProfile::HttpsSpiffe {
+                endpoint_spiffe_id: SpiffeId::parse("spiffe://b.org/spire/server").unwrap(),
+            },
+        };
+        let fetcher = Fetcher::new(None, clock.clone());
+        let federation =
+            Federation::new(store.clone(), [relationship.clone()], fetcher, clock, Arc::new(SystemRandom));
+        (Worker::new(federation, Arc::new(relationship)), store)
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_goes_on_changing_does_not_set_the_pace() {
+        let (mut worker, _store) = worker();
+        let mut ended = Vec::new();
+        for sequence in 1..5_u8 {
+            let answer = answer(&bundle(sequence.into(), sequence), None);
+            ended.push(worker.took(answer, sequence > 1).await.unwrap().1);
+        }
+        let first = Ended::Held { well: true, early: 0 };
+        assert_eq!(ended, [first, Ended::Changed(0), Ended::Changed(1), Ended::Changed(2)]);
+        // After a quiet time the next one is a first one again.
+        worker.changed = worker.changed.map(|(last, before)| (last.checked_sub(QUIET).unwrap(), before));
+        let (_, ended) = worker.took(answer(&bundle(9, 9), None), true).await.unwrap();
+        assert_eq!(ended, Ended::Changed(0));
+    }
+
+    #[tokio::test]
+    async fn a_smaller_number_counts_when_it_comes_again() {
+        let (mut worker, store) = worker();
+        let stored = || store.state().bundle(&worker_domain()).unwrap().sequence_number;
+        worker.took(answer(&bundle(7, 7), None), false).await.unwrap();
+        let mut ended = Vec::new();
+        for (sequence, content) in [(3, 3), (4, 4), (3, 3)] {
+            ended.push(worker.took(answer(&bundle(sequence, content), None), false).await.unwrap().1);
+            assert_eq!(stored(), 7);
+        }
+        assert_eq!(ended, [Ended::Failed(0), Ended::Failed(1), Ended::Failed(2)]);
+        worker.took(answer(&bundle(3, 3), None), false).await.unwrap();
+        assert_eq!(stored(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_operators_bundle_stands_against_what_was_under_way() {
+        let (mut worker, store) = worker();
+        let operators = bundle(0, 1);
+        store.write(move |unit| unit.bundle_put(operators)).await.unwrap();
+        let (_, ended) = worker.took(answer(&bundle(8, 3), Some(bundle(5, 2))), false).await.unwrap();
+        assert_eq!(ended, Ended::Failed(0));
+        assert_eq!(*store.state().bundle(&worker_domain()).unwrap(), bundle(0, 1));
+        // With the trust that is stored it is taken.
+        worker.took(answer(&bundle(8, 3), Some(bundle(5, 1))), false).await.unwrap();
+        assert_eq!(*store.state().bundle(&worker_domain()).unwrap(), bundle(8, 3));
+    }
+
+    fn worker_domain() -> TrustDomain {
+        TrustDomain::parse("b.org").unwrap()
     }
 }

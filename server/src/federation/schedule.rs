@@ -22,6 +22,12 @@ const PART_OF_LIFE: u32 = 10;
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 /// Between two requests that a peer holds.
 const PAUSE: Duration = Duration::from_millis(100);
+/// The wait after a change, while a peer goes on changing; it doubles.
+const FIRST_CHANGE: Duration = Duration::from_secs(2);
+/// The longest wait after a change.
+const LONGEST_CHANGE: Duration = Duration::from_secs(32);
+/// After a time without changes the next one counts as the first.
+pub const QUIET: Duration = Duration::from_secs(64);
 /// The first wait after a held request that came back early and with nothing new.
 const FIRST_EARLY: Duration = Duration::from_secs(1);
 
@@ -37,6 +43,9 @@ pub enum Ended {
         /// How many before it, in a row, did not.
         early: u32,
     },
+    /// It brought a change to a peer that holds requests, after so many others that followed closely on each other. Each
+    /// change is written to the disk and goes to all agents, so that a peer must not set the pace of that.
+    Changed(u32),
     /// It failed, for the so-many-th time in a row, counted from 0.
     Failed(u32),
 }
@@ -74,6 +83,7 @@ pub fn next(pace: Pace, ended: Ended, draw: u64) -> Duration {
         Ended::Answered => pace.0,
         Ended::Held { well: true, .. } => PAUSE,
         Ended::Held { well: false, early } => doubled(FIRST_EARLY, early),
+        Ended::Changed(before) => doubled(FIRST_CHANGE, before).min(LONGEST_CHANGE),
         Ended::Failed(before) => spread(doubled(FIRST_RETRY, before), draw),
     }
 }
@@ -90,36 +100,54 @@ pub enum Decision {
     Store,
     /// What is stored stays.
     Keep,
+    /// What is stored stays, until the next poll brings the same again.
+    Confirm,
 }
 
-/// Other authorities or another hint are news whatever their number says: a peer that was set up anew counts from the
-/// beginning. The same content is news only under a later number, so that an older copy from a cache changes nothing.
-pub fn decide(stored: Option<&Bundle>, fetched: &Bundle) -> Decision {
-    match stored {
-        Some(stored) if same(stored, fetched) && fetched.sequence_number <= stored.sequence_number => {
-            Decision::Keep
-        }
-        _ => Decision::Store,
+/// The same content is news only under a later number. Other content under a smaller number is a peer that was set up anew
+/// and counts from the beginning, or an older copy from a cache or from one of several servers that is behind, which would
+/// bring back what has been revoked: it is news when two polls in a row agree. `before` is what the poll before this one
+/// brought and was not stored for that reason.
+pub fn decide(stored: Option<&Bundle>, fetched: &Bundle, before: Option<&Bundle>) -> Decision {
+    let Some(stored) = stored else { return Decision::Store };
+    let older = fetched.sequence_number < stored.sequence_number;
+    if same(stored, fetched) {
+        let later = fetched.sequence_number > stored.sequence_number;
+        return if later { Decision::Store } else { Decision::Keep };
     }
+    let again = |before: &Bundle| before.sequence_number == fetched.sequence_number && same(before, fetched);
+    if older && !before.is_some_and(again) { Decision::Confirm } else { Decision::Store }
+}
+
+/// Whether an endpoint that was authenticated with `trusted` still would be, now that `stored` is what is known of its trust
+/// domain: somebody may have replaced it just because it is no longer to be believed.
+pub fn still_trusted(trusted: &Bundle, stored: Option<&Bundle>) -> bool {
+    stored.is_some_and(|stored| {
+        members(&trusted.x509_authorities, &stored.x509_authorities, |root| root.certificate.as_slice())
+    })
 }
 
 /// Whether both would be published as the same document, apart from the number: what a document cannot say (`tainted`, the
 /// end of a key) does not count.
 pub fn same(a: &Bundle, b: &Bundle) -> bool {
     a.refresh_hint == b.refresh_hint
-        && members(&a.x509_authorities, &b.x509_authorities, |a, b| a.certificate == b.certificate)
-        && members(&a.jwt_authorities, &b.jwt_authorities, same_key)
-        && members(&a.wit_authorities, &b.wit_authorities, same_key)
+        && members(&a.x509_authorities, &b.x509_authorities, |root| root.certificate.as_slice())
+        && members(&a.jwt_authorities, &b.jwt_authorities, key)
+        && members(&a.wit_authorities, &b.wit_authorities, key)
 }
 
-fn same_key(a: &JwtAuthority, b: &JwtAuthority) -> bool {
-    a.key_id == b.key_id && a.public_key == b.public_key
+fn key(authority: &JwtAuthority) -> (&str, &[u8]) {
+    (&authority.key_id, &authority.public_key)
 }
 
-fn members<T>(a: &[T], b: &[T], same: impl Fn(&T, &T) -> bool) -> bool {
-    a.len() == b.len()
-        && a.iter().all(|a| b.iter().any(|b| same(a, b)))
-        && b.iter().all(|b| a.iter().any(|a| same(a, b)))
+/// Sorted, since a peer decides how many there are.
+fn members<'a, T, K: Ord>(a: &'a [T], b: &'a [T], key: impl Fn(&'a T) -> K) -> bool {
+    let sorted = |members: &'a [T]| {
+        let mut keys: Vec<K> = members.iter().map(&key).collect();
+        keys.sort_unstable();
+        keys
+    };
+    a.len() == b.len() && sorted(a) == sorted(b)
 }
 
 #[cfg(test)]
@@ -192,13 +220,21 @@ mod tests {
             let mut fetched = stored.clone();
             fetched.sequence_number = sequence;
             change(&mut fetched);
-            decide(Some(&stored), &fetched)
+            decide(Some(&stored), &fetched, None)
         };
-        assert_eq!(decide(None, &stored), Decision::Store);
+        assert_eq!(decide(None, &stored, None), Decision::Store);
         assert_eq!(with(7, |_| ()), Decision::Keep);
         assert_eq!(with(8, |_| ()), Decision::Store);
         assert_eq!(with(6, |_| ()), Decision::Keep, "the same content never goes back");
-        assert_eq!(with(6, |new| new.x509_authorities.clear()), Decision::Store, "new content does");
+        assert_eq!(with(6, |new| new.x509_authorities.clear()), Decision::Confirm, "nor does other, at once");
+        let mut older = stored.clone();
+        older.sequence_number = 6;
+        older.x509_authorities.clear();
+        assert_eq!(decide(Some(&stored), &older, Some(&older)), Decision::Store, "two polls agree");
+        let other = Bundle { refresh_hint: 5, ..older.clone() };
+        assert_eq!(decide(Some(&stored), &older, Some(&other)), Decision::Confirm);
+        let other = Bundle { sequence_number: 5, ..older.clone() };
+        assert_eq!(decide(Some(&stored), &older, Some(&other)), Decision::Confirm);
         assert_eq!(with(7, |new| new.refresh_hint = 9), Decision::Store);
         let key = JwtAuthority { key_id: "a".into(), public_key: vec![1], expires_at: None, tainted: false };
         let mut known = stored.clone();
@@ -209,12 +245,30 @@ mod tests {
         });
         let mut fetched = stored.clone();
         fetched.jwt_authorities.push(key.clone());
-        assert_eq!(decide(Some(&known), &fetched), Decision::Keep, "a document cannot say these");
+        assert_eq!(decide(Some(&known), &fetched, None), Decision::Keep, "a document cannot say these");
         fetched.jwt_authorities[0].public_key = vec![2];
-        assert_eq!(decide(Some(&known), &fetched), Decision::Store);
+        assert_eq!(decide(Some(&known), &fetched, None), Decision::Store);
         fetched.jwt_authorities = vec![key];
         fetched.wit_authorities = fetched.jwt_authorities.clone();
-        assert_eq!(decide(Some(&known), &fetched), Decision::Store);
+        assert_eq!(decide(Some(&known), &fetched, None), Decision::Store);
+    }
+
+    #[test]
+    fn a_peer_that_goes_on_changing_is_asked_less_often() {
+        let pace = Pace::of(&bundle(&[]), Some(300));
+        let waits: Vec<u64> = (0..7).map(|before| next(pace, Ended::Changed(before), 0).as_secs()).collect();
+        assert_eq!(waits, [2, 4, 8, 16, 32, 32, 32]);
+    }
+
+    #[test]
+    fn what_was_fetched_with_other_trust_is_noticed() {
+        let (trusted, other) = (bundle(&[60, 70]), bundle(&[60]));
+        let mut turned = trusted.clone();
+        turned.x509_authorities.reverse();
+        turned.sequence_number += 1;
+        assert!(still_trusted(&trusted, Some(&turned)));
+        assert!(!still_trusted(&trusted, Some(&other)));
+        assert!(!still_trusted(&trusted, None));
     }
 
     proptest! {
@@ -227,6 +281,7 @@ mod tests {
                 Ended::Answered,
                 Ended::Held { well: true, early: count },
                 Ended::Held { well: false, early: count },
+                Ended::Changed(count),
                 Ended::Failed(count),
             ] {
                 let wait = next(pace, ended, draw);

@@ -204,6 +204,8 @@ pub struct JournalRecord {
     pub certificate_chain: Vec<Vec<u8>>,
     /// SubjectPublicKeyInfo, DER.
     pub public_key: Vec<u8>,
+    /// Key identifiers of what an administrator has revoked of this kind, oldest first; the same in each record of a kind.
+    pub revoked: Vec<String>,
 }
 
 /// One SVID that was signed.

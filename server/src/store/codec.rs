@@ -460,6 +460,8 @@ struct JournalMessage {
     certificate_chain: Vec<Vec<u8>>,
     #[prost(bytes = "vec", tag = "11")]
     public_key: Vec<u8>,
+    #[prost(string, repeated, tag = "12")]
+    revoked: Vec<String>,
 }
 
 pub(super) fn kind_number(kind: AuthorityKind) -> u8 {
@@ -490,6 +492,7 @@ pub(super) fn journal(record: &JournalRecord) -> Vec<u8> {
         key_id: record.key_id.clone(),
         certificate_chain: record.certificate_chain.clone(),
         public_key: record.public_key.clone(),
+        revoked: record.revoked.clone(),
     }
     .encode_to_vec()
 }
@@ -525,6 +528,7 @@ pub(super) fn read_journal(payload: &[u8]) -> Decoded<JournalRecord> {
         key_id: record.key_id,
         certificate_chain: record.certificate_chain,
         public_key: record.public_key,
+        revoked: record.revoked,
     })
 }
 

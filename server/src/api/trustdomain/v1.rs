@@ -247,7 +247,7 @@ impl pb::trust_domain_server::TrustDomain for Service {
             }
             Err(error @ RefreshError::NoRelationship(_)) => Err(Status::not_found(error.to_string())),
             Err(RefreshError::Store(error)) => Err(store_failure("failed to refresh bundle", &error)),
-            Err(error @ RefreshError::Fetch(_)) => {
+            Err(error @ (RefreshError::Fetch(_) | RefreshError::Outdated)) => {
                 Err(Status::internal(format!("failed to refresh bundle: {error}")))
             }
         }

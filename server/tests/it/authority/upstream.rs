@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 
 use bonafide_identity::{JwtAuthority, X509Authority};
 use bonafide_pki::{PublicKey, X509Issuer, ca_csr, random_serial};
+use bonafide_server::store::Bundles as _;
 
 use super::*;
 
@@ -125,7 +126,15 @@ impl UpstreamAuthority for Above {
             self.keys_of_csrs.lock().unwrap().insert(format!("{:?}", key.subject_key_id()));
         }
         self.here()?;
-        self.disk.mint_ca(csr, ttl, now).await.map_err(|error| UpstreamError { name: "above", ..error })
+        let mut ca = self
+            .disk
+            .mint_ca(csr, ttl, now)
+            .await
+            .map_err(|error| UpstreamError { name: "above", ..error })?;
+        // The whole bundle comes with a signature, as from a server above.
+        let published = self.published.lock().unwrap();
+        ca.roots.extend(published.x509_authorities.iter().map(|root| root.certificate.clone()));
+        Ok(ca)
     }
 
     async fn bundle(&self, now: Timestamp) -> Result<Option<Bundle>, UpstreamError> {
@@ -282,7 +291,7 @@ async fn what_was_revoked_here_does_not_come_back_from_above() {
     // The upstream has a new root, and goes on publishing the former one.
     let former = X509Authority { certificate: root.clone(), tainted: false };
     above.edit(|bundle| bundle.x509_authorities.push(former));
-    files.authority = upstream_authority(&world, 7200);
+    let mut first = std::mem::replace(&mut files.authority, upstream_authority(&world, 7200));
     files.write();
     for kind in [AuthorityKind::X509, AuthorityKind::Jwt] {
         let prepared = server.authorities.prepare(kind).await.unwrap();
@@ -302,7 +311,31 @@ async fn what_was_revoked_here_does_not_come_back_from_above() {
         "still up there"
     );
     assert!(bundle.jwt_authorities.iter().all(|have| have.key_id != key));
-    assert!(bundle.x509_authorities.iter().all(|have| have.certificate != root));
+    let holds_root =
+        |server: &Server| server.bundle().x509_authorities.iter().any(|have| have.certificate == root);
+    assert!(!holds_root(&server));
+    // A signature brings it along as well.
+    server.authorities.prepare(AuthorityKind::X509).await.unwrap();
+    assert!(!holds_root(&server), "it came back with a signature");
+    server.check().await;
+
+    // Nor does the next start forget.
+    server.store.close().await;
+    drop(server);
+    let server = world.start().await;
+    server.tick().await;
+    assert!(!holds_root(&server), "it came back after a restart");
+    assert!(server.bundle().jwt_authorities.iter().all(|have| have.key_id != key));
+
+    // What an upstream signs below it is refused, until somebody appends it by hand.
+    std::mem::swap(&mut files.authority, &mut first);
+    files.write();
+    let error = server.authorities.prepare(AuthorityKind::X509).await.unwrap_err();
+    assert!(matches!(error, AuthorityError::Misissued(_)), "{error}");
+    let mut bundle = Bundle::clone(&server.bundle());
+    bundle.x509_authorities.push(X509Authority { certificate: root.clone(), tainted: false });
+    server.store.write(move |unit| unit.bundle_put(bundle)).await.unwrap();
+    server.authorities.prepare(AuthorityKind::X509).await.unwrap();
     server.check().await;
 }
 

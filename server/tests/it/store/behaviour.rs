@@ -287,6 +287,7 @@ fn the_journal_lists_oldest_first() {
             key_id: format!("key-{id}"),
             certificate_chain: vec![vec![1, 2], vec![3]],
             public_key: vec![4],
+            revoked: vec!["ab".to_owned()],
         };
         store
             .write(move |unit| {

@@ -99,6 +99,7 @@ fn journal() -> [JournalRecord; 3] {
         key_id: format!("key-{authority_id}"),
         certificate_chain: if kind == AuthorityKind::X509 { vec![vec![1; 5], vec![2; 5]] } else { vec![] },
         public_key: vec![3; 91],
+        revoked: Vec::new(),
     };
     [
         record(AuthorityKind::X509, SlotId::A, SlotStatus::Active, "x"),

@@ -176,6 +176,7 @@ async fn nothing_that_a_peer_sends_costs_the_last_good_bundle() {
         ("SSH-2.0\r\n".to_owned(), "the answer cannot be read"),
         (ok("no json"), "is not a SPIFFE bundle document"),
         (ok("{\"keys\":[{\"use\":\"x509-svid\",\"kty\":\"EC\",\"x5c\":[\"AAAA\"]}]}"), "bundle key 0"),
+        (ok(&format!("{{\"keys\":[{}{{}}]}}", "{},".repeat(1024))), "has more than 1024 keys"),
         (ok("{\"keys\":[{\"use\":\"jwt-svid\",\"kty\":\"EC\"}]}"), "must have a kid"),
         (format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 5 << 20), "has more than 4194304 bytes"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc".to_owned(), "cannot be read"),
@@ -229,6 +230,7 @@ async fn a_peer_without_long_polling_is_asked_at_the_pace_of_its_hint() {
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(peer.asked(), asked, "the next request is due in a minute");
     let requests = peer.requests.lock().unwrap().join("");
+    assert!(requests.contains("cache-control: no-cache"), "{requests}");
     assert!(requests.contains("prefer: wait=20") && requests.contains("GET /bundle HTTP/1.1"), "{requests}");
     assert!(!requests.to_lowercase().contains("authorization"));
     // The relationship goes, and with it what was fetched for it.

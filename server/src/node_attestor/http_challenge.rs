@@ -139,9 +139,6 @@ impl HttpChallenge {
     }
 
     async fn shows(&self, host: &str, port: u16, agent: &str, nonce: &str) -> Result<(), String> {
-        let Ok(_place) = self.calls.try_acquire() else {
-            return Err("too many calls are under way".to_owned());
-        };
         let attempt = async {
             let addresses =
                 self.resolver.addresses(host).await.map_err(|error| format!("no address: {error}"))?;
@@ -213,7 +210,13 @@ impl NodeAttestor for HttpChallenge {
         let nonce = data_encoding::BASE64URL.encode(&nonce);
         let challenge = serde_json::to_vec(&Challenge { nonce: &nonce }).map_err(|error| internal(&error))?;
         // Whatever it says: the answer is that the node serves the nonce by now.
-        conversation.challenge(challenge).await?;
+        let answer = tokio::time::timeout(ANSWER_TIME, conversation.challenge(challenge)).await;
+        answer.map_err(|_| AttestError::TimedOut)??;
+        let Ok(_call) = self.calls.try_acquire() else {
+            let text =
+                format!("nodeattestor({NAME}): too many hosts are called at once; try again in a moment");
+            return Err(AttestError::Unavailable(text));
+        };
         if let Err(why) = self.shows(&host, port, &claim.agentname, &nonce).await {
             // Why is for the log alone, or this would be a way to look around in the server's network.
             tracing::info!(host, port, why, "http_challenge: the nonce was not found");
@@ -250,6 +253,8 @@ struct Challenge<'a> {
     nonce: &'a str,
 }
 
+/// For the answer to the challenge: nodes have nothing to do for it but to serve the nonce.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// All steps of a call together.
 const CALL_TIME: Duration = Duration::from_secs(10);
 /// To one address, so that one that does not answer leaves time for the next.

@@ -133,13 +133,8 @@ impl Attestation {
         if !attested.id.path().starts_with(&format!("/spire/agent/{}/", attestor.name())) {
             tracing::warn!(agent = %attested.id, attestor = attestor.name(), "agent ID is outside of its attestor's path");
         }
-        if self.store.state().node(&attested.id).is_some_and(|node| node.banned()) {
-            return Err(AttestationError::Banned);
-        }
         let once = !attested.can_reattest && attestor.name() != join_token::NAME;
-        if once && self.store.state().node(&attested.id).is_some() {
-            return Err(AttestationError::AlreadyUsed(attestor.name()));
-        }
+        known(&attested, attestor.name(), once, |id| self.store.state().node(id))?;
         let key = csr_public_key_unverified(&claim.csr)
             .map_err(|error| AttestationError::Csr(error.to_string()))?;
         let signed = self.issuing.issue_agent_x509(&attested.id, &key, now)?;
@@ -159,15 +154,11 @@ impl Attestation {
         let issued = issued.clone();
         self.store
             .write(move |unit| {
-                let known = unit.node(&attested.id);
-                // Banned while it attested.
-                if known.as_ref().is_some_and(|node| node.banned()) {
-                    return Ok(Err(AttestationError::Banned));
-                }
-                // Two that attest at the same moment are both past the first look.
-                if spends.once && known.is_some() {
-                    return Ok(Err(AttestationError::AlreadyUsed(attestor)));
-                }
+                // It may have been banned while it attested, and two that attest at the same moment are both past the first look.
+                let known = match known(&attested, attestor, spends.once, |id| unit.node(id)) {
+                    Ok(known) => known,
+                    Err(refused) => return Ok(Err(refused)),
+                };
                 if let Some(Spent { fingerprint, until }) = spends.spent {
                     match unit.spend(&fingerprint, until, spends.now)? {
                         Spending::First => {}
@@ -191,6 +182,23 @@ impl Attestation {
             })
             .await?
     }
+}
+
+/// The record that there is of a node, if it may attest with that.
+fn known(
+    attested: &Attested,
+    attestor: &'static str,
+    once: bool,
+    record: impl Fn(&SpiffeId) -> Option<Arc<AttestedNode>>,
+) -> Result<Option<Arc<AttestedNode>>, AttestationError> {
+    let (known, twin) = (record(&attested.id), attested.twin.as_ref().and_then(&record));
+    if [&known, &twin].into_iter().flatten().any(|node| node.banned()) {
+        return Err(AttestationError::Banned);
+    }
+    if twin.is_some() || once && known.is_some() {
+        return Err(AttestationError::AlreadyUsed(attestor));
+    }
+    Ok(known)
 }
 
 /// What admitting a node uses up.

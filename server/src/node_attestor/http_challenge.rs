@@ -226,7 +226,7 @@ impl NodeAttestor for HttpChallenge {
         }
         let selector = Selector::new(NAME, &format!("hostname:{host}")).map_err(|error| internal(&error))?;
         let selectors: SelectorSet = [selector].into_iter().collect();
-        Ok(Attested { id, selectors, can_reattest: !self.settings.tofu })
+        Ok(Attested { id, selectors, can_reattest: !self.settings.tofu, twin: None })
     }
 }
 

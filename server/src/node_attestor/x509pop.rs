@@ -313,7 +313,7 @@ impl NodeAttestor for X509Pop {
         let suffix = template.render(Output::Checked, &values).map_err(|error| refused(&error))?;
         let id =
             self.trust_domain.agent_id(suffix.trim_start_matches('/')).map_err(|error| refused(&error))?;
-        Ok(Attested { id, selectors: self.selectors(&leaf, &path)?, can_reattest: true })
+        Ok(Attested { id, selectors: self.selectors(&leaf, &path)?, can_reattest: true, twin: None })
     }
 }
 

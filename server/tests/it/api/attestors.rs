@@ -297,6 +297,51 @@ fn ssh_payload(wire: &[u8]) -> Vec<u8> {
 /// The tests' clock begins on 2026-01-01.
 const VALID: [&str; 2] = ["-V", "20251231000000Z:20260102000000Z"];
 
+/// Anybody can write an ECDSA signature in another way, which makes another fingerprint.
+#[tokio::test]
+async fn advisory_a_banned_host_does_not_return_with_another_form_of_its_certificate() {
+    let folder = TempDir::new().unwrap();
+    for (name, bits) in [("p256", "256"), ("p384", "384")] {
+        if !keygen(folder.path(), &["-N", "", "-t", "ecdsa", "-b", bits, "-f", name]) {
+            return;
+        }
+    }
+    let keys = ["p256", "p384"].map(|name| {
+        let line = std::fs::read_to_string(folder.path().join(format!("{name}.pub"))).unwrap();
+        format!("{:?}", line.trim())
+    });
+    let section = format!("[node_attestor.sshpop]\ncert_authorities = [{}]\n", keys.join(", "));
+    let server = TestServer::start_with(&section).await;
+    for (name, authority) in [("a", "p256"), ("b", "p384")] {
+        let sign = [&["-s", authority, "-h", "-I", "rack", "-n", "node-1.example.org"][..], &VALID].concat();
+        let host = Host::new(folder.path(), name, &["-t", "ed25519"], &sign);
+        let read = std::fs::read(folder.path().join(name)).unwrap();
+        let twin = Host {
+            key: SshPrivateKey::from_text(&read).unwrap(),
+            certificate: host.certificate.twin().unwrap(),
+        };
+        assert_ne!(twin.certificate.fingerprint(), host.certificate.fingerprint());
+
+        let agent = host.attest(&server).await.unwrap();
+        let second = twin.attest(&server).await.unwrap_err();
+        assert_eq!(second.code(), Code::PermissionDenied);
+        assert_eq!(
+            second.message(),
+            "nodeattestor(sshpop): attestation data has already been used to attest an agent"
+        );
+        let local = agents(&server.local().await);
+        let id = || wire_id(agent.path());
+        local.clone().ban_agent(BanAgentRequest { id: id() }).await.unwrap();
+        let banned = twin.attest(&server).await.unwrap_err();
+        assert_eq!(
+            (banned.code(), banned.message()),
+            (Code::PermissionDenied, "failed to attest: agent is banned")
+        );
+        local.clone().delete_agent(DeleteAgentRequest { id: id() }).await.unwrap();
+        twin.attest(&server).await.unwrap();
+    }
+}
+
 async fn ssh_server(more: &str) -> Option<(TestServer, TempDir)> {
     let folder = TempDir::new().unwrap();
     for name in ["ca", "stranger"] {

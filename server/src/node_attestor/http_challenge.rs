@@ -9,6 +9,7 @@
 //! DNS does not tell letters of one case from those of the other, and names may end with a dot; agents of one host must
 //! not have several IDs because of that (each would be trusted on first use), so IDs have the plain lower-case name.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -73,8 +74,15 @@ pub struct SystemResolver;
 #[async_trait]
 impl Resolver for SystemResolver {
     async fn addresses(&self, host: &str) -> io::Result<Vec<IpAddr>> {
-        Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect())
+        let host = absolute(host);
+        Ok(tokio::net::lookup_host((&*host, 0)).await?.map(|address| address.ip()).collect())
     }
+}
+
+/// A name with a dot is meant as it is: without one at its end, the system would also look for it below its own search domains,
+/// where another host may have it. Names of one label are only found there.
+fn absolute(host: &str) -> Cow<'_, str> {
+    if host.contains('.') { format!("{}.", host.trim_end_matches('.')).into() } else { host.into() }
 }
 
 /// The attestor.
@@ -140,8 +148,12 @@ impl HttpChallenge {
 
     async fn shows(&self, host: &str, port: u16, agent: &str, nonce: &str) -> Result<(), String> {
         let attempt = async {
-            let addresses =
-                self.resolver.addresses(host).await.map_err(|error| format!("no address: {error}"))?;
+            let addresses = match host.parse() {
+                Ok(address) => vec![address],
+                Err(_) => {
+                    self.resolver.addresses(host).await.map_err(|error| format!("no address: {error}"))?
+                }
+            };
             let mut last = "there is no address that may be called".to_owned();
             for address in addresses.into_iter().filter(|address| self.may_call(*address)).take(ADDRESSES) {
                 match self.ask(SocketAddr::new(address, port), host, agent).await {
@@ -338,6 +350,15 @@ mod tests {
         );
         assert_eq!(strict.check(&claim("web.example.org", "a", 80)).unwrap().1, "web.example.org");
         assert!(rooted.check(&claim("a", "a", 1023)).is_ok());
+    }
+
+    #[test]
+    fn names_with_a_dot_are_absolute() {
+        for (name, expected) in
+            [("a.example.org", "a.example.org."), ("a.example.org.", "a.example.org."), ("a", "a")]
+        {
+            assert_eq!(absolute(name), expected);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Anybody may begin an attestation, and this one makes the server call a host that the caller names. What that is
 //! good for is kept small: one GET of one fixed path, no redirects, ten seconds, 64 bytes, and an answer that says no more
 //! than that the nonce was not there. Names that lead to the server's own machine or to link-local addresses (metadata
-//! services) are refused unless that is configured, and calls under way at once are few. Who can should set
+//! services, also where they have other addresses) are refused unless that is configured, and calls under way at once are few. Who can should set
 //! `allowed_dns_patterns`.
 //!
 //! DNS does not tell letters of one case from those of the other, and names may end with a dot; agents of one host must
@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,17 +188,38 @@ impl HttpChallenge {
 
     fn may_call(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        // A gateway would call the address inside.
+        if let IpAddr::V6(outer) = address
+            && let Some(inner) = embedded(outer)
+            && !self.may_call(IpAddr::V4(inner))
+        {
+            return false;
+        }
         let never = address.is_unspecified()
             || address.is_multicast()
             || matches!(address, IpAddr::V4(address) if address.is_broadcast());
         let local = address.is_loopback()
             || match address {
-                IpAddr::V4(address) => address.is_link_local(),
-                IpAddr::V6(address) => address.is_unicast_link_local(),
+                IpAddr::V4(address) => address.is_link_local() || address == AZURE,
+                IpAddr::V6(address) => address.is_unicast_link_local() || address == AMAZON,
             };
         !never && (!local || self.settings.allow_local_addresses)
     }
 }
+
+/// The IPv4 address that a NAT64 (RFC 6052) or 6to4 (RFC 3056) address leads to.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let from = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => Some(from(high, low)),
+        _ => None,
+    }
+}
+
+/// Services for the machine itself, like those at link-local addresses, that clouds have elsewhere: Azure's host, Amazon's
+/// metadata over IPv6.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const AMAZON: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 #[async_trait]
 impl NodeAttestor for HttpChallenge {
@@ -373,6 +394,13 @@ mod tests {
             ("::ffff:127.0.0.1", false, true),
             ("169.254.169.254", false, true),
             ("fe80::1", false, true),
+            ("fd00:ec2::254", false, true),
+            ("168.63.129.16", false, true),
+            ("64:ff9b::169.254.169.254", false, true),
+            ("64:ff9b::192.0.2.1", true, true),
+            ("64:ff9b::0.0.0.0", false, false),
+            ("2002:7f00:1::1", false, true),
+            ("2002:c000:201::1", true, true),
             ("0.0.0.0", false, false),
             ("::", false, false),
             ("255.255.255.255", false, false),

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::crypto::{self, Curve};
 use crate::der::{self, Writer};
+use crate::ecdsa;
 use crate::jws::{ecdsa_der_from_parts, ecdsa_parts};
 use crate::key::{
     KeyAlgorithm, KeyError, PrivateKey, PublicKey, SignatureAlgorithm, Signer as _, VerificationAlgorithm,
@@ -330,18 +331,17 @@ impl SshCertificate {
     /// The same certificate with the other signature that is as good: from an ECDSA signature (r, s) anybody can make (r, n - s).
     /// It has another fingerprint. Nothing for other authorities, whose signatures have one form.
     pub fn twin(&self) -> Option<Self> {
-        let order: &[u8] = match self.authority.name() {
-            ECDSA_P256 => &ORDER_P256,
-            ECDSA_P384 => &ORDER_P384,
+        let curve = match self.authority.name() {
+            ECDSA_P256 => Curve::P256,
+            ECDSA_P384 => Curve::P384,
             _ => return None,
         };
         let mut reader = Wire(&self.signature.blob);
         let (r, s) = (reader.mpint().ok()?, reader.mpint().ok()?);
-        let negated = difference(order, s)?;
-        let first = negated.iter().position(|byte| *byte != 0)?;
+        let negated = ecdsa::negated(curve, s)?;
         let (mut numbers, mut signature) = (Vec::new(), Vec::new());
         put_mpint(&mut numbers, r);
-        put_mpint(&mut numbers, &negated[first..]);
+        put_mpint(&mut numbers, &negated);
         put(&mut signature, self.signature.format.as_bytes());
         put(&mut signature, &numbers);
         let mut wire = self.wire[..self.signed].to_vec();
@@ -634,20 +634,6 @@ impl<'a> Wire<'a> {
     }
 }
 
-/// `left - right` of positive numbers, as wide as `left`; nothing when that is negative.
-fn difference(left: &[u8], right: &[u8]) -> Option<Vec<u8>> {
-    let mut out = left.to_vec();
-    let start = left.len().checked_sub(right.len())?;
-    let mut borrow = false;
-    for (at, byte) in out.iter_mut().enumerate().rev() {
-        let less = at.checked_sub(start).map_or(0, |at| right[at]);
-        let (partial, first) = byte.overflowing_sub(less);
-        let (whole, second) = partial.overflowing_sub(u8::from(borrow));
-        (*byte, borrow) = (whole, first || second);
-    }
-    (!borrow).then_some(out)
-}
-
 fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend_from_slice(bytes);
@@ -669,15 +655,5 @@ const RSA_SHA256: &str = "rsa-sha2-256";
 const RSA_SHA512: &str = "rsa-sha2-512";
 const CERTIFICATE: &str = "-cert-v01@openssh.com";
 const HOST: u32 = 2;
-/// The orders of the curves' groups (SEC 2, sections 2.4.2 and 2.5.1).
-const ORDER_P256: [u8; 32] = [
-    0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc,
-    0xe6, 0xfa, 0xad, 0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
-];
-const ORDER_P384: [u8; 48] = [
-    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
-    0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xc7, 0x63, 0x4d, 0x81, 0xf4, 0x37, 0x2d, 0xdf, 0x58, 0x1a,
-    0x0d, 0xb2, 0x48, 0xb0, 0xa7, 0x7a, 0xec, 0xec, 0x19, 0x6a, 0xcc, 0xc5, 0x29, 0x73,
-];
 /// Real ones have one or two thousand bytes.
 const MAX_CERTIFICATE: usize = 64 << 10;

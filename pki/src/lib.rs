@@ -11,6 +11,7 @@
 
 mod crypto;
 mod der;
+mod ecdsa;
 mod jws;
 mod key;
 mod p384;
@@ -40,5 +41,6 @@ pub use wit::{ValidatedWit, WitClaims, validate_wit_svid};
 pub use x509::{
     CaIssuer, CaProfile, CaSubject, CertificateInfo, CsrError, KeyUsage, LeafProfile, Subject, TrustRoots,
     VerifiedCsr, VerifyError, X509Error, X509Issuer, agent_csr, ca_csr, csr_public_key_unverified, inspect,
-    self_signed_ca, sha1_fingerprint, split_certificates, verify_chain, verify_svid_chain, workload_csr,
+    self_signed_ca, sha1_fingerprint, split_certificates, twin, verify_chain, verify_svid_chain,
+    workload_csr,
 };

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::crypto::{self, Curve};
 use crate::der::{self, Writer};
+use crate::ecdsa;
 use crate::jws::{ecdsa_der_from_parts, ecdsa_parts};
 use crate::key::{
     KeyAlgorithm, KeyError, PrivateKey, PublicKey, SignatureAlgorithm, Signer as _, VerificationAlgorithm,
@@ -327,6 +328,27 @@ impl SshCertificate {
         BASE64URL_NOPAD.encode(&digest.finish())
     }
 
+    /// The same certificate with the other signature that is as good: from an ECDSA signature (r, s) anybody can make (r, n - s).
+    /// It has another fingerprint. Nothing for other authorities, whose signatures have one form.
+    pub fn twin(&self) -> Option<Self> {
+        let curve = match self.authority.name() {
+            ECDSA_P256 => Curve::P256,
+            ECDSA_P384 => Curve::P384,
+            _ => return None,
+        };
+        let mut reader = Wire(&self.signature.blob);
+        let (r, s) = (reader.mpint().ok()?, reader.mpint().ok()?);
+        let negated = ecdsa::negated(curve, s)?;
+        let (mut numbers, mut signature) = (Vec::new(), Vec::new());
+        put_mpint(&mut numbers, r);
+        put_mpint(&mut numbers, &negated);
+        put(&mut signature, self.signature.format.as_bytes());
+        put(&mut signature, &numbers);
+        let mut wire = self.wire[..self.signed].to_vec();
+        put(&mut wire, &signature);
+        Self::parse(&wire).ok()
+    }
+
     /// Whether this makes its holder a host, in the order in which SSH itself looks: kind, authority, critical options,
     /// validity, signature. SHA-1 signatures of authorities are refused, as OpenSSH refuses them.
     ///
@@ -351,7 +373,15 @@ impl SshCertificate {
         if now >= self.valid_before {
             return Err(SshVerifyError::Expired);
         }
-        if !self.authority.verify(&self.wire[..self.signed], &self.signature, false) {
+        // Zeros that are left away in front would be another form of the same certificate.
+        let whole = match &self.authority.kind {
+            Kind::Other(key) => match key.algorithm() {
+                KeyAlgorithm::Rsa(bits) => self.signature.blob.len() == bits.div_ceil(8),
+                _ => true,
+            },
+            Kind::Ed25519(_) => true,
+        };
+        if !whole || !self.authority.verify(&self.wire[..self.signed], &self.signature, false) {
             return Err(SshVerifyError::Signature);
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! call. What can be decided for a whole connection (the chain verifies) is decided at the handshake, and
 //! `server::trust` closes connections when that stops being true.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,6 +51,15 @@ pub enum Origin {
         /// The identity that its certificate proved at the handshake; `None` without a certificate.
         id: Option<SpiffeId>,
     },
+}
+
+/// What counts as one caller among strangers: an IPv4 address, or the /64 of an IPv6 address, within which anybody has as many
+/// addresses as they like.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address => address,
+    }
 }
 
 /// By what right a call was let in: the first that applied, in the order of the variants.
@@ -240,4 +249,17 @@ fn denial_text(rule: &Rule) -> String {
 
 fn denied(rule: &Rule) -> Status {
     Status::permission_denied(denial_text(rule))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_of_a_64_are_one_network() {
+        let of = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(of("2001:db8:1:3::6"), "2001:db8:1:3::");
+        assert_eq!((of("192.0.2.1").as_str(), of("::ffff:192.0.2.1").as_str()), ("192.0.2.1", "192.0.2.1"));
+    }
 }

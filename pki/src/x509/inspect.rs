@@ -11,8 +11,11 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
 use super::X509Error;
-use crate::der::{self, Reader};
-use crate::key::PublicKey;
+use crate::crypto::Curve;
+use crate::der::{self, Reader, Writer};
+use crate::ecdsa;
+use crate::jws::{ecdsa_der_from_parts, ecdsa_parts};
+use crate::key::{KeyAlgorithm, PublicKey};
 
 /// What a certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +65,29 @@ pub struct KeyUsage {
     pub certificate_sign: bool,
     /// cRLSign.
     pub crl_sign: bool,
+}
+
+/// The same certificate with the other signature that is as good: from an ECDSA signature (r, s) anybody can make (r, n - s). It has
+/// another fingerprint. Nothing for an issuer with an RSA key, whose signatures have one form.
+pub fn twin(certificate: &[u8], issuer: &PublicKey) -> Option<Vec<u8>> {
+    const BROKEN: &str = "the certificate is broken";
+    let curve = match issuer.algorithm() {
+        KeyAlgorithm::EcP256 => Curve::P256,
+        KeyAlgorithm::EcP384 => Curve::P384,
+        KeyAlgorithm::Rsa(_) => return None,
+    };
+    let mut parts = Reader::new(Reader::new(certificate).expect(der::SEQUENCE, BROKEN).ok()?.content);
+    let (signed, algorithm) = (parts.next().ok()?, parts.next().ok()?);
+    let signature = parts.expect(der::BIT_STRING, BROKEN).ok()?;
+    let (r, s) = ecdsa_parts(der::bit_string_bytes(signature.content, BROKEN).ok()?).ok()?;
+    let signature = ecdsa_der_from_parts(r, &ecdsa::negated(curve, s)?);
+    let mut writer = Writer::with_capacity(certificate.len() + 8);
+    writer.sequence(|writer| {
+        writer.raw(signed.raw);
+        writer.raw(algorithm.raw);
+        writer.bit_string(&signature);
+    });
+    Some(writer.finish())
 }
 
 /// Takes certificates apart that follow each other without a separator, as the Workload API sends them. Each piece is

@@ -71,6 +71,15 @@ fn certificates_of_each_kind_of_key_are_read_verified_and_proven() {
             Err(SshVerifyError::UnknownAuthority(_))
         ));
 
+        // With an ECDSA authority a second form of the signature is as good, and is found from either.
+        let twin = certificate.twin();
+        assert_eq!(twin.is_some(), authority.name().starts_with("ecdsa-"));
+        if let Some(twin) = twin {
+            twin.verify_host(std::slice::from_ref(&authority), at("2026-01-15T00:00:00Z")).unwrap();
+            assert_ne!(twin.fingerprint(), certificate.fingerprint());
+            assert_eq!(twin.twin().unwrap(), certificate);
+        }
+
         // Whatever byte of it is another, it is refused or it is not what was signed.
         let wire = certificate.wire();
         for position in 0..wire.len() {

@@ -27,7 +27,7 @@ use super::limit::{Limiter, Subject};
 use super::table::{self, Incomplete};
 use super::{Audited, Call, Limit, Notes, Rule, Who};
 use crate::audit::{AuditLog, CallRecord, Decision};
-use crate::caller::{self, Caller, Origin, Right};
+use crate::caller::{self, Caller, Origin, Right, network};
 use crate::config::RateLimitSettings;
 use crate::status::names;
 use crate::store::Store;
@@ -68,7 +68,7 @@ impl Strangers {
         let (Origin::Remote { address, .. }, Right::Any) = (&caller.origin, &caller.right) else {
             return true;
         };
-        if self.lines.try_take(Subject::Address(address.ip().to_canonical())) {
+        if self.lines.try_take(Subject::Address(network(address.ip()))) {
             return true;
         }
         let mut left_out = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);

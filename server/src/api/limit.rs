@@ -3,7 +3,7 @@
 //! A call that finds its bucket empty waits until there are tokens again, as long as its own deadline allows; that is
 //! what SPIRE's agents expect, which send their signing requests in one burst and take a refusal for a failure.
 //! Agents are told apart by identity, because many of them may share one address (a NAT, a load balancer); everybody
-//! else by address.
+//! else by address, of IPv6 the first 64 bits.
 //!
 //! The number of buckets is bounded: whoever can open connections from many addresses must not fill the memory. When
 //! a table is full and no bucket in it is idle, newcomers share one bucket.
@@ -22,7 +22,7 @@ use tonic::Status;
 pub enum Subject {
     /// An attested agent, wherever it calls from.
     Agent(SpiffeId),
-    /// Anybody else, by address.
+    /// Anybody else, by address; IPv6 by its /64 ([`crate::caller::network`]).
     Address(IpAddr),
     /// All those for whom there was no room.
     Crowd,

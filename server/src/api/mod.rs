@@ -33,7 +33,7 @@ use data_encoding::HEXLOWER;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::caller::{Caller, Origin, Right};
+use crate::caller::{Caller, Origin, Right, network};
 use crate::store::StoreError;
 pub(crate) use guard::code_name;
 pub use guard::{Gate, Guarded, Services};
@@ -150,7 +150,7 @@ impl Call {
     fn subject(&self) -> Subject {
         match (&self.caller.right, &self.caller.origin) {
             (Right::Agent(node), _) => Subject::Agent(node.id.clone()),
-            (_, Origin::Remote { address, .. }) => Subject::Address(address.ip().to_canonical()),
+            (_, Origin::Remote { address, .. }) => Subject::Address(network(address.ip())),
             // The administration socket is never limited: it has no limiter.
             (_, Origin::Local { .. }) => Subject::Crowd,
         }

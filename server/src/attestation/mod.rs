@@ -4,8 +4,10 @@
 //! they failed.
 //!
 //! Anybody may begin an attestation, so everything about one is bounded: the size of what is sent, the time for each
-//! answer, and how many run at once. Beyond that number callers wait a little and are then sent away; a server that is flooded must still
-//! serve the agents it has.
+//! answer, and how many run at once, in all, by attestor and by network. Beyond that number callers wait a little and are then sent
+//! away; a server that is flooded must still serve the agents it has.
+
+mod places;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,13 +15,13 @@ use std::time::Duration;
 
 use bonafide_identity::{AttestedNode, EntryId, SerialNumber, SpiffeId, Timestamp};
 use bonafide_pki::csr_public_key_unverified;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::authority::{Issuing, SigningError};
 use crate::node_attestor::{Attempt, AttestError, Attested, Attestors, Conversation, Spent, join_token};
 use crate::store::{
     Entries as _, Issuance as _, IssuedSvid, Nodes as _, Spending, SpentTokens as _, Store, StoreError, Unit,
 };
+use places::Places;
 
 /// Bytes of a payload or of an answer to a challenge.
 pub const MAX_PAYLOAD: usize = 256 * 1024;
@@ -27,9 +29,6 @@ pub const MAX_PAYLOAD: usize = 256 * 1024;
 pub const MAX_CSR: usize = 16 * 1024;
 /// For each message that the node has to send.
 pub const ANSWER_TIME: Duration = Duration::from_secs(30);
-
-const AT_ONCE: usize = 256;
-const WAIT: Duration = Duration::from_secs(5);
 
 /// What a node asks for.
 #[derive(Clone, Debug)]
@@ -95,13 +94,14 @@ pub struct Attestation {
     attestors: Attestors,
     issuing: Arc<Issuing>,
     store: Store,
-    places: Semaphore,
+    places: Places,
 }
 
 impl Attestation {
     /// With these attestors.
     pub fn new(attestors: Attestors, issuing: Arc<Issuing>, store: Store) -> Self {
-        Self { attestors, issuing, store, places: Semaphore::new(AT_ONCE) }
+        let places = Places::new(attestors.names());
+        Self { attestors, issuing, store, places }
     }
 
     /// The configured attestors.
@@ -119,11 +119,12 @@ impl Attestation {
         conversation: &mut dyn Conversation,
         now: Timestamp,
     ) -> Result<Admitted, AttestationError> {
-        let _place = self.place().await?;
         let attestor = self
             .attestors
             .named(&claim.attestor)
             .ok_or_else(|| AttestationError::UnknownAttestor(claim.attestor.clone()))?;
+        let place = self.places.take(attestor.name(), claim.address).await;
+        let _place = place.ok_or(AttestationError::Busy)?;
         let attempt = Attempt { payload: &claim.payload, address: claim.address, now };
         let attested = attestor.attest(attempt, conversation).await?;
         if attested.id.is_server() {
@@ -132,27 +133,14 @@ impl Attestation {
         if !attested.id.path().starts_with(&format!("/spire/agent/{}/", attestor.name())) {
             tracing::warn!(agent = %attested.id, attestor = attestor.name(), "agent ID is outside of its attestor's path");
         }
-        if self.store.state().node(&attested.id).is_some_and(|node| node.banned()) {
-            return Err(AttestationError::Banned);
-        }
         let once = !attested.can_reattest && attestor.name() != join_token::NAME;
-        if once && self.store.state().node(&attested.id).is_some() {
-            return Err(AttestationError::AlreadyUsed(attestor.name()));
-        }
+        known(&attested, attestor.name(), once, |id| self.store.state().node(id))?;
         let key = csr_public_key_unverified(&claim.csr)
             .map_err(|error| AttestationError::Csr(error.to_string()))?;
         let signed = self.issuing.issue_agent_x509(&attested.id, &key, now)?;
         let spends = Spends { once, spent: attestor.spends(attempt), now };
         let node = self.record(attested, attestor.name(), &signed.issued, spends).await?;
         Ok(Admitted { node, chain: signed.chain, issued: signed.issued })
-    }
-
-    async fn place(&self) -> Result<SemaphorePermit<'_>, AttestationError> {
-        match tokio::time::timeout(WAIT, self.places.acquire()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            // The semaphore is never closed, so the other case does not occur.
-            Ok(Err(_)) | Err(_) => Err(AttestationError::Busy),
-        }
     }
 
     async fn record(
@@ -166,15 +154,11 @@ impl Attestation {
         let issued = issued.clone();
         self.store
             .write(move |unit| {
-                let known = unit.node(&attested.id);
-                // Banned while it attested.
-                if known.as_ref().is_some_and(|node| node.banned()) {
-                    return Ok(Err(AttestationError::Banned));
-                }
-                // Two that attest at the same moment are both past the first look.
-                if spends.once && known.is_some() {
-                    return Ok(Err(AttestationError::AlreadyUsed(attestor)));
-                }
+                // It may have been banned while it attested, and two that attest at the same moment are both past the first look.
+                let known = match known(&attested, attestor, spends.once, |id| unit.node(id)) {
+                    Ok(known) => known,
+                    Err(refused) => return Ok(Err(refused)),
+                };
                 if let Some(Spent { fingerprint, until }) = spends.spent {
                     match unit.spend(&fingerprint, until, spends.now)? {
                         Spending::First => {}
@@ -198,6 +182,23 @@ impl Attestation {
             })
             .await?
     }
+}
+
+/// The record that there is of a node, if it may attest with that.
+fn known(
+    attested: &Attested,
+    attestor: &'static str,
+    once: bool,
+    record: impl Fn(&SpiffeId) -> Option<Arc<AttestedNode>>,
+) -> Result<Option<Arc<AttestedNode>>, AttestationError> {
+    let (known, twin) = (record(&attested.id), attested.twin.as_ref().and_then(&record));
+    if [&known, &twin].into_iter().flatten().any(|node| node.banned()) {
+        return Err(AttestationError::Banned);
+    }
+    if twin.is_some() || once && known.is_some() {
+        return Err(AttestationError::AlreadyUsed(attestor));
+    }
+    Ok(known)
 }
 
 /// What admitting a node uses up.

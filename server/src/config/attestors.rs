@@ -87,7 +87,33 @@ pub(super) fn oidc(raw: RawOidc, problems: &mut Problems<'_>) -> Option<Vec<Issu
         );
         issuers.push(issuer(raw, &format!("{KEY}[{at}]"), problems));
     }
-    issuers.into_iter().collect()
+    let issuers: Vec<_> = issuers.into_iter().collect::<Option<_>>()?;
+    if issuers.len() > 1 {
+        namespaces(&issuers, KEY, problems);
+    }
+    Some(issuers)
+}
+
+/// With several issuers, none may make tokens that lead to the agents of another.
+fn namespaces(issuers: &[IssuerSettings], key: &str, problems: &mut Problems<'_>) {
+    let mut taken = HashSet::new();
+    for (at, issuer) in issuers.iter().enumerate() {
+        let constant = |name| (name == ".Issuer").then(|| issuer.name.clone());
+        let start = issuer.agent_path_template.common_start(constant);
+        let segment = start.strip_prefix("/oidc/").and_then(|rest| Some(rest.split_once('/')?.0.to_owned()));
+        let key = format!("{key}[{at}].agent_path_template");
+        match segment {
+            None => problems.push(
+                key,
+                "with several issuers, the part after /oidc/ must be a text of the issuer's own, up to the next slash, \
+                 such as /oidc/{{ .Issuer }}/: otherwise tokens of one issuer could name agents of another",
+            ),
+            Some(segment) => {
+                let text = format!("/oidc/{segment}/ is where another issuer's agents are: each issuer needs its own");
+                problems.check(taken.insert(segment), key, text);
+            }
+        }
+    }
 }
 
 fn issuer(raw: RawIssuer, key: &str, problems: &mut Problems<'_>) -> Option<IssuerSettings> {
@@ -288,12 +314,48 @@ mod tests {
     }
 
     #[test]
+    fn several_issuers_have_agents_in_places_of_their_own() {
+        let with = |first: &str, second: &str| {
+            let issuer = |name: &str, template: &str| {
+                format!(
+                    "[[node_attestor.oidc.issuers]]\nname = \"{name}\"\nurl = \"https://{name}.test\"\n\
+                     audiences = [\"x\"]\nagent_path_template = \"{template}\"\n"
+                )
+            };
+            problems(&format!("{}{}", issuer("a", first), issuer("b", second)))
+        };
+        let free = "/oidc/{{ .Claims.sub }}";
+        assert_eq!(with("/oidc/{{ .Issuer }}/{{ .Claims.sub }}", "/oidc/b/{{ .Claims.sub }}"), [""; 0]);
+        assert_eq!(
+            with("/oidc/{{ .Issuer }}/{{ .Claims.sub }}", "/oidc/x-{{ .Issuer }}/{{ .Claims.sub }}"),
+            [""; 0]
+        );
+        for open in [
+            free,
+            "/oidc/b{{ .Claims.sub }}",
+            "/oidc/{{ .Issuer }}-{{ .Claims.sub }}/x",
+            "/oidc/{{ .Claims.sub }}/b",
+        ] {
+            let found = with("/oidc/a/{{ .Claims.sub }}", open);
+            assert_eq!(found.len(), 1, "{open}: {found:?}");
+            assert!(
+                found[0].starts_with("node_attestor.oidc.issuers[1].agent_path_template: with several issuers, the part after /oidc/"),
+                "{found:?}"
+            );
+        }
+        let same = with("/oidc/b/{{ .Claims.sub }}", "/oidc/{{ .Issuer }}/{{ .Claims.sub }}");
+        assert_eq!(same.len(), 1, "{same:?}");
+        assert!(same[0].contains("/oidc/b/ is where another issuer's agents are"), "{same:?}");
+    }
+
+    #[test]
     fn an_issuer_is_told_all_that_is_wrong_with_it() {
         const GOOD: &str = "[[node_attestor.oidc.issuers]]\nname = \"a\"\nurl = \"https://issuer.test\"\naudiences = [\"x\"]\n\
                             agent_path_template = \"/oidc/a/{{ .Claims.sub }}\"\n";
         assert_eq!(problems(GOOD), [""; 0]);
         let twice = problems(&format!("{GOOD}{GOOD}"));
-        assert_eq!(twice.len(), 2, "{twice:?}");
+        // The name, the URL and the place of the agents.
+        assert_eq!(twice.len(), 3, "{twice:?}");
         for (line, start) in [
             ("name = \"a/b\"", "name: may have letters"),
             ("url = \"issuer.test\"", "url: must be an https URL"),

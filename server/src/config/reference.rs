@@ -359,7 +359,7 @@ pub const FIELDS: &[Field] = &[
         "node_attestor.http_challenge.allow_local_addresses",
         "true or false",
         "`false`",
-        "Call names that lead to loopback and link-local addresses as well. Not in SPIRE, which calls any.",
+        "Call names that lead to loopback and link-local addresses, and to the clouds' services for their machines, as well. Not in SPIRE, which calls any.",
     ),
     field(
         "node_attestor.oidc.issuers[].name",
@@ -445,7 +445,8 @@ pub const FIELDS: &[Field] = &[
         "node_attestor.oidc.issuers[].agent_path_template",
         "template",
         "required",
-        "Path of the agent's SPIFFE ID below `/spire/agent`; it starts with `/oidc/`. Known names: `.PluginName`, `.TrustDomain`, `.Issuer`, \
+        "Path of the agent's SPIFFE ID below `/spire/agent`; it starts with `/oidc/`, and with several issuers with a segment of \
+         each issuer's own after that, such as `{{ .Issuer }}`. Known names: `.PluginName`, `.TrustDomain`, `.Issuer`, \
          `.Claims.<name>`, `index .Claims \"<claim>\"`. What comes out of a placeholder is escaped. \
          [Templates](node-attestors.md#agent-path-templates).",
     ),

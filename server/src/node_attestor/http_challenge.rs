@@ -3,15 +3,16 @@
 //! Anybody may begin an attestation, and this one makes the server call a host that the caller names. What that is
 //! good for is kept small: one GET of one fixed path, no redirects, ten seconds, 64 bytes, and an answer that says no more
 //! than that the nonce was not there. Names that lead to the server's own machine or to link-local addresses (metadata
-//! services) are refused unless that is configured, and calls under way at once are few. Who can should set
+//! services, also where they have other addresses) are refused unless that is configured, and calls under way at once are few. Who can should set
 //! `allowed_dns_patterns`.
 //!
 //! DNS does not tell letters of one case from those of the other, and names may end with a dot; agents of one host must
 //! not have several IDs because of that (each would be trusted on first use), so IDs have the plain lower-case name.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,8 +74,15 @@ pub struct SystemResolver;
 #[async_trait]
 impl Resolver for SystemResolver {
     async fn addresses(&self, host: &str) -> io::Result<Vec<IpAddr>> {
-        Ok(tokio::net::lookup_host((host, 0)).await?.map(|address| address.ip()).collect())
+        let host = absolute(host);
+        Ok(tokio::net::lookup_host((&*host, 0)).await?.map(|address| address.ip()).collect())
     }
+}
+
+/// A name with a dot is meant as it is: without one at its end, the system would also look for it below its own search domains,
+/// where another host may have it. Names of one label are only found there.
+fn absolute(host: &str) -> Cow<'_, str> {
+    if host.contains('.') { format!("{}.", host.trim_end_matches('.')).into() } else { host.into() }
 }
 
 /// The attestor.
@@ -139,12 +147,13 @@ impl HttpChallenge {
     }
 
     async fn shows(&self, host: &str, port: u16, agent: &str, nonce: &str) -> Result<(), String> {
-        let Ok(_place) = self.calls.try_acquire() else {
-            return Err("too many calls are under way".to_owned());
-        };
         let attempt = async {
-            let addresses =
-                self.resolver.addresses(host).await.map_err(|error| format!("no address: {error}"))?;
+            let addresses = match host.parse() {
+                Ok(address) => vec![address],
+                Err(_) => {
+                    self.resolver.addresses(host).await.map_err(|error| format!("no address: {error}"))?
+                }
+            };
             let mut last = "there is no address that may be called".to_owned();
             for address in addresses.into_iter().filter(|address| self.may_call(*address)).take(ADDRESSES) {
                 match self.ask(SocketAddr::new(address, port), host, agent).await {
@@ -179,17 +188,38 @@ impl HttpChallenge {
 
     fn may_call(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        // A gateway would call the address inside.
+        if let IpAddr::V6(outer) = address
+            && let Some(inner) = embedded(outer)
+            && !self.may_call(IpAddr::V4(inner))
+        {
+            return false;
+        }
         let never = address.is_unspecified()
             || address.is_multicast()
             || matches!(address, IpAddr::V4(address) if address.is_broadcast());
         let local = address.is_loopback()
             || match address {
-                IpAddr::V4(address) => address.is_link_local(),
-                IpAddr::V6(address) => address.is_unicast_link_local(),
+                IpAddr::V4(address) => address.is_link_local() || address == AZURE,
+                IpAddr::V6(address) => address.is_unicast_link_local() || address == AMAZON,
             };
         !never && (!local || self.settings.allow_local_addresses)
     }
 }
+
+/// The IPv4 address that a NAT64 (RFC 6052) or 6to4 (RFC 3056) address leads to.
+fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    let from = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
+    match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => Some(from(high, low)),
+        _ => None,
+    }
+}
+
+/// Services for the machine itself, like those at link-local addresses, that clouds have elsewhere: Azure's host, Amazon's
+/// metadata over IPv6.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+const AMAZON: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
 
 #[async_trait]
 impl NodeAttestor for HttpChallenge {
@@ -213,7 +243,13 @@ impl NodeAttestor for HttpChallenge {
         let nonce = data_encoding::BASE64URL.encode(&nonce);
         let challenge = serde_json::to_vec(&Challenge { nonce: &nonce }).map_err(|error| internal(&error))?;
         // Whatever it says: the answer is that the node serves the nonce by now.
-        conversation.challenge(challenge).await?;
+        let answer = tokio::time::timeout(ANSWER_TIME, conversation.challenge(challenge)).await;
+        answer.map_err(|_| AttestError::TimedOut)??;
+        let Ok(_call) = self.calls.try_acquire() else {
+            let text =
+                format!("nodeattestor({NAME}): too many hosts are called at once; try again in a moment");
+            return Err(AttestError::Unavailable(text));
+        };
         if let Err(why) = self.shows(&host, port, &claim.agentname, &nonce).await {
             // Why is for the log alone, or this would be a way to look around in the server's network.
             tracing::info!(host, port, why, "http_challenge: the nonce was not found");
@@ -223,7 +259,7 @@ impl NodeAttestor for HttpChallenge {
         }
         let selector = Selector::new(NAME, &format!("hostname:{host}")).map_err(|error| internal(&error))?;
         let selectors: SelectorSet = [selector].into_iter().collect();
-        Ok(Attested { id, selectors, can_reattest: !self.settings.tofu })
+        Ok(Attested { id, selectors, can_reattest: !self.settings.tofu, twin: None })
     }
 }
 
@@ -250,6 +286,8 @@ struct Challenge<'a> {
     nonce: &'a str,
 }
 
+/// For the answer to the challenge: nodes have nothing to do for it but to serve the nonce.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// All steps of a call together.
 const CALL_TIME: Duration = Duration::from_secs(10);
 /// To one address, so that one that does not answer leaves time for the next.
@@ -336,6 +374,15 @@ mod tests {
     }
 
     #[test]
+    fn names_with_a_dot_are_absolute() {
+        for (name, expected) in
+            [("a.example.org", "a.example.org."), ("a.example.org.", "a.example.org."), ("a", "a")]
+        {
+            assert_eq!(absolute(name), expected);
+        }
+    }
+
+    #[test]
     fn local_addresses_are_called_only_where_that_is_wanted() {
         let (plain, open) = (attestor(|_| {}), attestor(|settings| settings.allow_local_addresses = true));
         for (address, by_default, when_allowed) in [
@@ -347,6 +394,13 @@ mod tests {
             ("::ffff:127.0.0.1", false, true),
             ("169.254.169.254", false, true),
             ("fe80::1", false, true),
+            ("fd00:ec2::254", false, true),
+            ("168.63.129.16", false, true),
+            ("64:ff9b::169.254.169.254", false, true),
+            ("64:ff9b::192.0.2.1", true, true),
+            ("64:ff9b::0.0.0.0", false, false),
+            ("2002:7f00:1::1", false, true),
+            ("2002:c000:201::1", true, true),
             ("0.0.0.0", false, false),
             ("::", false, false),
             ("255.255.255.255", false, false),

@@ -117,6 +117,6 @@ impl NodeAttestor for JoinToken {
             .trust_domain
             .agent_id(&agent_path(&token.value))
             .map_err(|error| AttestError::Internal(format!("failed to attest: {error}")))?;
-        Ok(Attested { id, selectors: SelectorSet::empty(), can_reattest: false })
+        Ok(Attested { id, selectors: SelectorSet::empty(), can_reattest: false, twin: None })
     }
 }

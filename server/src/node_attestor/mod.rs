@@ -39,6 +39,8 @@ pub struct Attested {
     pub selectors: SelectorSet,
     /// Whether the node can attest again by itself.
     pub can_reattest: bool,
+    /// The ID that another form of the same proof would have given, where a proof has one. There is no second agent of that ID.
+    pub twin: Option<SpiffeId>,
 }
 
 /// Why a node was not attested. The texts go to the node.

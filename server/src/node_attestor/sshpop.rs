@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bonafide_identity::{SelectorSet, TrustDomain};
+use bonafide_identity::{SelectorSet, SpiffeId, TrustDomain};
 use bonafide_pki::Random;
 use bonafide_pki::digest::Sha256;
 use bonafide_pki::ssh::{SshCertificate, SshError, SshPublicKey, SshSignature};
@@ -163,6 +163,23 @@ impl SshPop {
             Err(denied("failed to verify signature: it is not one of the certified key"))
         }
     }
+
+    fn agent_id(&self, certificate: &SshCertificate, hostname: &str) -> Result<SpiffeId, AttestError> {
+        let values = |name: &'static str, _: Option<&str>| {
+            Some(match name {
+                ".PluginName" => Value::Text(NAME.to_owned()),
+                ".Fingerprint" => Value::Text(certificate.fingerprint()),
+                ".Hostname" => Value::Text(hostname.to_owned()),
+                ".KeyId" => Value::Text(certificate.key_id.clone()),
+                ".Serial" => Value::Text(certificate.serial.to_string()),
+                ".ValidPrincipals" => Value::List(certificate.principals.clone()),
+                _ => return None,
+            })
+        };
+        let refused = |error: &dyn fmt::Display| invalid(format!("failed to create AgentID: {error}"));
+        let path = self.template.render(Output::Checked, &values).map_err(|error| refused(&error))?;
+        self.trust_domain.agent_id(path.trim_start_matches('/')).map_err(|error| refused(&error))
+    }
 }
 
 #[async_trait]
@@ -194,21 +211,11 @@ impl NodeAttestor for SshPop {
         let hostname = self.hostname(principal)?;
         self.prove(&certificate, conversation).await?;
 
-        let values = |name: &'static str, _: Option<&str>| {
-            Some(match name {
-                ".PluginName" => Value::Text(NAME.to_owned()),
-                ".Fingerprint" => Value::Text(certificate.fingerprint()),
-                ".Hostname" => Value::Text(hostname.clone()),
-                ".KeyId" => Value::Text(certificate.key_id.clone()),
-                ".Serial" => Value::Text(certificate.serial.to_string()),
-                ".ValidPrincipals" => Value::List(certificate.principals.clone()),
-                _ => return None,
-            })
-        };
-        let refused = |error: &dyn fmt::Display| invalid(format!("failed to create AgentID: {error}"));
-        let path = self.template.render(Output::Checked, &values).map_err(|error| refused(&error))?;
-        let id = self.trust_domain.agent_id(path.trim_start_matches('/')).map_err(|error| refused(&error))?;
-        Ok(Attested { id, selectors: SelectorSet::empty(), can_reattest: true })
+        let id = self.agent_id(&certificate, &hostname)?;
+        // A ban is one of the certificate, whichever of its signatures the node shows.
+        let twin = certificate.twin().map(|twin| self.agent_id(&twin, &hostname)).transpose()?;
+        let twin = twin.filter(|twin| *twin != id);
+        Ok(Attested { id, selectors: SelectorSet::empty(), can_reattest: true, twin })
     }
 }
 

@@ -283,6 +283,22 @@ impl Template {
             _ => "",
         }
     }
+
+    /// What all IDs start with, given the values of some fields: up to the first placeholder that is anything else.
+    pub fn common_start(&self, constant: impl Fn(&'static str) -> Option<String>) -> String {
+        let mut start = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => start.push_str(text),
+                Piece::Action(Expression::Field { name, .. }) => match constant(name) {
+                    Some(value) => start.push_str(&value),
+                    None => break,
+                },
+                Piece::Action(_) => break,
+            }
+        }
+        start
+    }
 }
 
 /// A text as a part of a path segment: letters, digits, `-` and `.` stay, every other byte and a dot at the start become
@@ -712,6 +728,17 @@ mod tests {
         }
         let sha256 = rendered("/{{ .Name | sha256sum | toString }}", Output::Checked).unwrap();
         assert_eq!(sha256.len(), 65);
+    }
+
+    #[test]
+    fn what_all_ids_start_with_ends_at_the_first_other_placeholder() {
+        let start = |template: &str| {
+            let constant = |name| (name == ".PluginName").then(|| "test".to_owned());
+            Template::parse(template, FIELDS).unwrap().common_start(constant)
+        };
+        assert_eq!(start("/a/{{ .PluginName }}/b/{{ .Name }}/c"), "/a/test/b/");
+        assert_eq!(start("/a/{{ .PluginName | lower }}/{{ .Name }}"), "/a/");
+        assert_eq!(start("/{{ .Claims.sub }}/{{ .PluginName }}"), "/");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bonafide_identity::{Selector, SelectorSet, SpiffeId, Timestamp, TrustDomain};
-use bonafide_pki::x509::{CertificateInfo, TrustRoots, inspect, sha1_fingerprint, verify_chain};
+use bonafide_pki::x509::{CertificateInfo, TrustRoots, inspect, sha1_fingerprint, twin, verify_chain};
 use bonafide_pki::{KeyAlgorithm, PublicKey, Random, VerificationAlgorithm, pem, verify_svid_chain};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -263,6 +263,34 @@ impl X509Pop {
             .collect::<Result<SelectorSet, _>>()
             .map_err(|error| internal(error.to_string()))
     }
+
+    fn agent_id(
+        &self,
+        der: &[u8],
+        leaf: &CertificateInfo,
+        trimmed: Option<&String>,
+    ) -> Result<SpiffeId, AttestError> {
+        let sans = self.uri_selectors(leaf);
+        let values = |name: &'static str, key: Option<&str>| {
+            Some(Value::Text(match (name, key) {
+                (".PluginName", _) => NAME.to_owned(),
+                (".TrustDomain", _) => self.trust_domain.to_string(),
+                (".Fingerprint", _) => fingerprint(der),
+                (".SerialNumberHex", _) => HEXLOWER.encode(leaf.serial.as_be_bytes()),
+                (".Subject.CommonName", _) => leaf.common_name.clone().unwrap_or_default(),
+                (".DNSNames", _) => return Some(Value::List(leaf.dns_names.clone())),
+                (".URISanSelectors", Some(key)) => {
+                    sans.iter().find(|(known, _)| *known == key).map(|(_, value)| (*value).to_owned())?
+                }
+                (SVID_PATH, _) => trimmed?.clone(),
+                _ => return None,
+            }))
+        };
+        let refused = |error: &dyn fmt::Display| invalid(format!("failed to create agent ID: {error}"));
+        let template = &self.settings.agent_path_template.0;
+        let suffix = template.render(Output::Checked, &values).map_err(|error| refused(&error))?;
+        self.trust_domain.agent_id(suffix.trim_start_matches('/')).map_err(|error| refused(&error))
+    }
 }
 
 #[async_trait]
@@ -292,28 +320,13 @@ impl NodeAttestor for X509Pop {
         let (path, trimmed) = self.verify(&chain, attempt.now)?;
         self.prove(&key, conversation).await?;
 
-        let sans = self.uri_selectors(&leaf);
-        let values = |name: &'static str, key: Option<&str>| {
-            Some(Value::Text(match (name, key) {
-                (".PluginName", _) => NAME.to_owned(),
-                (".TrustDomain", _) => self.trust_domain.to_string(),
-                (".Fingerprint", _) => fingerprint(&chain[0]),
-                (".SerialNumberHex", _) => HEXLOWER.encode(leaf.serial.as_be_bytes()),
-                (".Subject.CommonName", _) => leaf.common_name.clone().unwrap_or_default(),
-                (".DNSNames", _) => return Some(Value::List(leaf.dns_names.clone())),
-                (".URISanSelectors", Some(key)) => {
-                    sans.iter().find(|(known, _)| *known == key).map(|(_, value)| (*value).to_owned())?
-                }
-                (SVID_PATH, _) => trimmed.clone()?,
-                _ => return None,
-            }))
-        };
-        let refused = |error: &dyn fmt::Display| invalid(format!("failed to create agent ID: {error}"));
-        let template = &self.settings.agent_path_template.0;
-        let suffix = template.render(Output::Checked, &values).map_err(|error| refused(&error))?;
-        let id =
-            self.trust_domain.agent_id(suffix.trim_start_matches('/')).map_err(|error| refused(&error))?;
-        Ok(Attested { id, selectors: self.selectors(&leaf, &path)?, can_reattest: true })
+        let id = self.agent_id(&chain[0], &leaf, trimmed.as_ref())?;
+        // A ban is one of the certificate, whichever of its signatures the node shows.
+        let issuer = path.get(1).and_then(|issuer| inspect(issuer).ok()?.public_key);
+        let twin = issuer.and_then(|issuer| twin(&chain[0], &issuer));
+        let twin = twin.map(|twin| self.agent_id(&twin, &leaf, trimmed.as_ref())).transpose()?;
+        let twin = twin.filter(|twin| *twin != id);
+        Ok(Attested { id, selectors: self.selectors(&leaf, &path)?, can_reattest: true, twin })
     }
 }
 

@@ -75,7 +75,8 @@ pub trait JoinTokens {
 
 /// Tokens of foreign issuers that have attested a node, so that none does so again.
 pub trait SpentTokens {
-    /// Notes a token by its fingerprint; it is remembered `until` it would be refused anyway.
+    /// Notes a token by its fingerprint; it is remembered `until` it would be refused anyway, and then for as long as an
+    /// attestation that began before may take.
     fn spend(
         &mut self,
         fingerprint: &[u8; 32],
@@ -83,7 +84,7 @@ pub trait SpentTokens {
         now: Timestamp,
     ) -> Result<Spending, StoreError>;
 
-    /// Forgets up to `limit` tokens whose time is over and says how many.
+    /// Forgets up to `limit` tokens whose time has been over for five minutes and says how many.
     fn spent_prune(&mut self, now: Timestamp, limit: usize) -> Result<usize, StoreError>;
 }
 

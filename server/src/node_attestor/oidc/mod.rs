@@ -178,7 +178,7 @@ impl NodeAttestor for Oidc {
             AttestError::Unavailable(format!("nodeattestor({NAME}): the issuer's keys are not available"))
         })?;
         token.verify(&keys).map_err(denied)?;
-        Ok(Attested { id, selectors, can_reattest: issuer.settings.reattestable })
+        Ok(Attested { id, selectors, can_reattest: issuer.settings.reattestable, twin: None })
     }
 
     fn spends(&self, attempt: Attempt<'_>) -> Option<Spent> {

@@ -170,6 +170,31 @@ async fn only_the_key_of_the_csr_counts() {
     assert!(responses.message().await.unwrap().is_some());
 }
 
+/// Anybody can write an ECDSA signature in another way, which makes another fingerprint.
+#[tokio::test]
+async fn advisory_a_banned_node_does_not_return_with_another_form_of_its_certificate() {
+    let authority = node_authority();
+    let (server, _files) = x509pop_server(authority.root(), "").await;
+    let mut node = Node::new(&authority, |_| {});
+    let issuer = node.chain.get(1).map_or(authority.root(), Vec::as_slice);
+    let issuer = bonafide_pki::inspect(issuer).unwrap().public_key.unwrap();
+    let other = bonafide_pki::twin(&node.chain[0], &issuer).unwrap();
+    assert_ne!(other, node.chain[0]);
+
+    let agent = node.attest(&server).await.unwrap();
+    node.chain[0] = other;
+    let second = node.attest(&server).await.unwrap_err();
+    assert_eq!(second.code(), Code::PermissionDenied);
+    assert!(second.message().ends_with("has already been used to attest an agent"), "{second:?}");
+    let local = agents(&server.local().await);
+    let id = || wire_id(agent.path());
+    local.clone().ban_agent(BanAgentRequest { id: id() }).await.unwrap();
+    let banned = node.attest(&server).await.unwrap_err();
+    assert_eq!(banned.message(), "failed to attest: agent is banned");
+    local.clone().delete_agent(DeleteAgentRequest { id: id() }).await.unwrap();
+    node.attest(&server).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_banned_agent_is_kept_out_until_it_is_evicted() {
     let authority = node_authority();

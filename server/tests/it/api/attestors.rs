@@ -297,6 +297,51 @@ fn ssh_payload(wire: &[u8]) -> Vec<u8> {
 /// The tests' clock begins on 2026-01-01.
 const VALID: [&str; 2] = ["-V", "20251231000000Z:20260102000000Z"];
 
+/// Anybody can write an ECDSA signature in another way, which makes another fingerprint.
+#[tokio::test]
+async fn advisory_a_banned_host_does_not_return_with_another_form_of_its_certificate() {
+    let folder = TempDir::new().unwrap();
+    for (name, bits) in [("p256", "256"), ("p384", "384")] {
+        if !keygen(folder.path(), &["-N", "", "-t", "ecdsa", "-b", bits, "-f", name]) {
+            return;
+        }
+    }
+    let keys = ["p256", "p384"].map(|name| {
+        let line = std::fs::read_to_string(folder.path().join(format!("{name}.pub"))).unwrap();
+        format!("{:?}", line.trim())
+    });
+    let section = format!("[node_attestor.sshpop]\ncert_authorities = [{}]\n", keys.join(", "));
+    let server = TestServer::start_with(&section).await;
+    for (name, authority) in [("a", "p256"), ("b", "p384")] {
+        let sign = [&["-s", authority, "-h", "-I", "rack", "-n", "node-1.example.org"][..], &VALID].concat();
+        let host = Host::new(folder.path(), name, &["-t", "ed25519"], &sign);
+        let read = std::fs::read(folder.path().join(name)).unwrap();
+        let twin = Host {
+            key: SshPrivateKey::from_text(&read).unwrap(),
+            certificate: host.certificate.twin().unwrap(),
+        };
+        assert_ne!(twin.certificate.fingerprint(), host.certificate.fingerprint());
+
+        let agent = host.attest(&server).await.unwrap();
+        let second = twin.attest(&server).await.unwrap_err();
+        assert_eq!(second.code(), Code::PermissionDenied);
+        assert_eq!(
+            second.message(),
+            "nodeattestor(sshpop): attestation data has already been used to attest an agent"
+        );
+        let local = agents(&server.local().await);
+        let id = || wire_id(agent.path());
+        local.clone().ban_agent(BanAgentRequest { id: id() }).await.unwrap();
+        let banned = twin.attest(&server).await.unwrap_err();
+        assert_eq!(
+            (banned.code(), banned.message()),
+            (Code::PermissionDenied, "failed to attest: agent is banned")
+        );
+        local.clone().delete_agent(DeleteAgentRequest { id: id() }).await.unwrap();
+        twin.attest(&server).await.unwrap();
+    }
+}
+
 async fn ssh_server(more: &str) -> Option<(TestServer, TempDir)> {
     let folder = TempDir::new().unwrap();
     for name in ["ca", "stranger"] {
@@ -453,6 +498,33 @@ async fn names_of_a_host_stay_in_their_place() {
 
 // http_challenge
 
+/// A place is held meanwhile, before anything is proven.
+#[tokio::test]
+async fn the_answer_to_an_http_challenge_is_waited_for_briefly() {
+    use bonafide_proto::spire::server::agent::v1::attest_agent_response::Step as Challenged;
+
+    let server = TestServer::start_with("[node_attestor.http_challenge]\n").await;
+    let channel = server.anonymous().await;
+    let (requests, stream) = tokio::sync::mpsc::channel(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let payload = json!({ "hostname": "node.test", "agentname": "a", "port": 80 }).to_string();
+    requests
+        .send(attest_params("http_challenge", payload.as_bytes(), b"looked at afterwards"))
+        .await
+        .unwrap();
+    let mut responses = agents(&channel).attest_agent(stream).await.unwrap().into_inner();
+    let challenge = responses.message().await.unwrap().unwrap();
+    assert!(matches!(challenge.step, Some(Challenged::Challenge(_))));
+    tokio::time::pause();
+    let begin = tokio::time::Instant::now();
+    let status = responses.message().await.unwrap_err();
+    let waited = begin.elapsed();
+    tokio::time::resume();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
+    drop(requests);
+}
+
 /// Leads each name to the addresses that are written down for it.
 struct Names(BTreeMap<&'static str, Vec<IpAddr>>);
 
@@ -587,6 +659,26 @@ async fn the_server_cannot_be_made_to_look_around() {
     assert_eq!(refused(&shut, "metadata.test", 80, &nothing).await, SAME);
     assert_eq!(requests.lock().unwrap().len(), 0);
     task.abort();
+}
+
+/// Calls are few, and a node that finds no place for its own must come again.
+#[tokio::test]
+async fn more_calls_than_are_made_at_once_are_put_off() {
+    // Accepts in the backlog and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let attestor = Arc::new(http_challenge(true));
+    let mut calls = JoinSet::new();
+    for _ in 0..33 {
+        let attestor = attestor.clone();
+        let nonce = Mutex::new(String::new());
+        calls.spawn(async move { challenged(&attestor, "node.test", port, &nonce).await });
+    }
+    let first = calls.join_next().await.unwrap().unwrap().unwrap_err();
+    assert!(
+        matches!(&first, AttestError::Unavailable(text) if text.contains("too many hosts are called")),
+        "{first:?}"
+    );
 }
 
 /// Through the whole server, with an address in place of a name: the first is trusted, and no second one.

@@ -27,7 +27,7 @@ use super::{Batch, KeyValue, KvError, Range, Visitor, sync_folder};
 /// Longest value under one key of sled.
 const PIECE: usize = 4096;
 /// How long sled's threads may take to let go of a database.
-const LINGER: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(30);
 const WHOLE: u8 = 0;
 const CUT: u8 = 1;
 const HEAD: u8 = 1;

@@ -545,7 +545,11 @@ fn attestation() -> Seeds {
     let answer = attestation_payload::answer(&challenge, &[]);
     let wrong = attestation_payload::answer(&challenge, b"more");
     let conversation = |answer: &[u8]| [&payload[..], &[0], answer].concat();
+    // What readers pass over may be what others cannot read.
+    let more = |json: &[u8]| [&json[..json.len() - 1], b",\"x\":[\"\xff\",1e999]}"].concat();
     [
+        ("challenge-with-more.bin", more(&challenge)),
+        ("x509pop-with-more.bin", conversation(&more(&answer))),
         ("x509pop.json", conversation(&answer)),
         ("certificate.der", signed_part(&known_key::leaf()).to_vec()),
         ("challenge.json", challenge),

@@ -350,6 +350,7 @@ fn pem_and_certificate() -> Seeds {
         ("rsa.pem", pem::encode("PRIVATE KEY", &known_key::rsa().expose_pkcs8()).into_bytes()),
         ("signed-part.der", signed_part(&leaf).to_vec()),
         ("leaf.der", leaf),
+        ("refused-class.der", [&[0x70], &authority[1..]].concat()),
         ("refused-unfinished.pem", b"-----BEGIN A-----\nAQI=\n-----END B-----\n".to_vec()),
         ("refused-authority-as-leaf.der", signed_part(&authority).to_vec()),
     ]

@@ -196,6 +196,12 @@ impl CertificateInfo {
 }
 
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, X509Error> {
+    // The parser looks at the number of the outermost tag and not at its class, which others do.
+    if !matches!(split_certificates(der), Ok(found) if found.len() <= 1) {
+        let trailing = matches!(X509Certificate::from_der(der), Ok((rest, _)) if !rest.is_empty());
+        let what = if trailing { "bytes after the certificate" } else { "it is not one DER sequence" };
+        return Err(X509Error::Malformed(what.to_owned()));
+    }
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
         Ok(_) => Err(X509Error::Malformed("bytes after the certificate".to_owned())),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bonafide_identity::{SpiffeId, TrustDomain};
 use bonafide_pki::{
-    CaSubject, KeyType, LeafProfile, Signer as _, TrustRoots, VerifyError, X509Issuer, self_signed_ca,
-    sha1_fingerprint, split_certificates, verify_chain, verify_svid_chain,
+    CaSubject, KeyType, LeafProfile, Signer as _, TrustRoots, VerifyError, X509Issuer, inspect,
+    self_signed_ca, sha1_fingerprint, split_certificates, verify_chain, verify_svid_chain,
 };
 
 use crate::support::{
@@ -94,6 +94,23 @@ fn a_damaged_certificate_is_refused_wherever_the_damage_is() {
     let mut longer = good.clone();
     longer.push(0);
     assert!(verify(&[longer], &roots, 0).is_err());
+}
+
+#[test]
+fn a_certificate_is_a_sequence_and_nothing_that_is_numbered_like_one() {
+    let good = leaf(&authority(KeyType::EcP256), &web(), &*key(KeyType::EcP256, Role::Leaf));
+    inspect(&good).unwrap();
+    // The same number in the classes application, context-specific and private.
+    for tag in [0x70, 0xb0, 0xf0] {
+        let bad = [&[tag], &good[1..]].concat();
+        assert!(split_certificates(&bad).is_err());
+        assert_eq!(
+            inspect(&bad).unwrap_err().to_string(),
+            "malformed certificate: it is not one DER sequence"
+        );
+    }
+    let error = inspect(&[&good[..], &good].concat()).unwrap_err().to_string();
+    assert_eq!(error, "malformed certificate: bytes after the certificate");
 }
 
 /// Leaves that other software could issue under a trusted authority.

@@ -123,8 +123,7 @@ fn leaves_that_are_not_svids_are_refused() {
     );
     openssl.must("x509 -inform DER -in made-ca.der -out made-ca.pem");
     let trusted = Arc::new(TrustRoots::from_der([&ca[..]]).unwrap());
-    let now =
-        bonafide_pki::inspect(&ca).unwrap().not_before.saturating_add(std::time::Duration::from_secs(60));
+    let now = inspect(&ca).unwrap().not_before.saturating_add(std::time::Duration::from_secs(60));
     openssl.csr(P256, "-subj /CN=leaf");
     let issue = |extensions: &str| {
         openssl.write("leaf.conf", extensions);
@@ -169,7 +168,7 @@ fn name_constraints_in_a_bundle_are_named_as_the_cause() {
         serial_number: Some("1".to_owned()),
         ..CaSubject::default()
     };
-    let now = bonafide_pki::inspect(&ca).unwrap().not_before;
+    let now = inspect(&ca).unwrap().not_before;
     let end = now.saturating_add(std::time::Duration::from_secs(60));
     let free = self_signed_ca(&*ca_key, &domain(), &subject, now, end, serial()).unwrap();
     let issuer = X509Issuer::new(&domain(), free, Vec::new(), ca_key).unwrap();
@@ -214,8 +213,7 @@ fn advisory_keys_of_unknown_kinds_are_refused_and_nothing_more() {
         "/CN=ca",
         "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\nsubjectKeyIdentifier=hash",
     );
-    let now =
-        bonafide_pki::inspect(&ca).unwrap().not_before.saturating_add(std::time::Duration::from_secs(60));
+    let now = inspect(&ca).unwrap().not_before.saturating_add(std::time::Duration::from_secs(60));
     let trusted = Arc::new(TrustRoots::from_der([&ca[..]]).unwrap());
     openssl.must("genpkey -algorithm ed448 -out odd-key.pem");
     openssl.must(
@@ -224,7 +222,7 @@ fn advisory_keys_of_unknown_kinds_are_refused_and_nothing_more() {
          -outform DER -out odd.der",
     );
     let odd = openssl.read("odd.der");
-    assert_eq!(bonafide_pki::inspect(&odd).unwrap().public_key, None);
+    assert_eq!(inspect(&odd).unwrap().public_key, None);
     let roots = |_: &_| Some(trusted.clone());
     for chain in [vec![odd.clone()], vec![odd.clone(), ca.clone()], vec![odd.clone(), odd.clone()]] {
         verify_svid_chain(&chain, &roots, now).unwrap_err();

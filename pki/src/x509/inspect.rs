@@ -195,17 +195,16 @@ impl CertificateInfo {
     }
 }
 
-pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, X509Error> {
-    // The parser looks at the number of the outermost tag and not at its class, which others do.
-    if !matches!(split_certificates(der), Ok(found) if found.len() <= 1) {
-        let trailing = matches!(X509Certificate::from_der(der), Ok((rest, _)) if !rest.is_empty());
-        let what = if trailing { "bytes after the certificate" } else { "it is not one DER sequence" };
-        return Err(X509Error::Malformed(what.to_owned()));
-    }
-    match X509Certificate::from_der(der) {
-        Ok(([], certificate)) => Ok(certificate),
-        Ok(_) => Err(X509Error::Malformed("bytes after the certificate".to_owned())),
-        Err(error) => Err(X509Error::Malformed(error.to_string())),
+pub(super) fn parse(bytes: &[u8]) -> Result<X509Certificate<'_>, X509Error> {
+    let malformed = |what: String| Err(X509Error::Malformed(what));
+    match X509Certificate::from_der(bytes) {
+        // The parser looks at the number of the outermost tag and not at its class, which others do.
+        Ok(([], certificate)) => match Reader::new(bytes).expect(der::SEQUENCE, "not a certificate") {
+            Ok(_) => Ok(certificate),
+            Err(_) => malformed("it is not one DER sequence".to_owned()),
+        },
+        Ok(_) => malformed("bytes after the certificate".to_owned()),
+        Err(error) => malformed(error.to_string()),
     }
 }
 

@@ -29,12 +29,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bonafide_identity::{AttestedNode, Entry};
 use bonafide_pki::Random;
+use bonafide_proto::convert;
+use bonafide_proto::spire::types;
 use data_encoding::HEXLOWER;
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::caller::{Caller, Origin, Right, network};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError, Unit};
 pub(crate) use guard::code_name;
 pub use guard::{Gate, Guarded, Services};
 use limit::{Limiter, Subject};
@@ -93,6 +95,39 @@ fn random_uuid(random: &dyn Random) -> String {
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex = HEXLOWER.encode(&bytes);
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// What became of one item of a batch.
+pub(crate) type Outcome<T> = Result<T, types::Status>;
+
+/// Runs `one` for each item in one write, and gives each its status; a failure of one leaves the others alone,
+/// because `one` checks before it changes anything.
+pub(crate) async fn batch<I, T, F>(
+    store: &Store,
+    call: &Call,
+    items: Vec<I>,
+    failure: &'static str,
+    one: F,
+) -> Vec<Outcome<T>>
+where
+    I: Send + 'static,
+    T: Send + 'static,
+    F: Fn(&mut Unit<'_>, I) -> Result<Outcome<T>, StoreError> + Send + 'static,
+{
+    let count = items.len();
+    let written = store
+        .write(move |unit| items.into_iter().map(|item| one(unit, item)).collect::<Result<Vec<_>, _>>())
+        .await;
+    let outcomes = written.unwrap_or_else(|error| {
+        let status = store_failure(failure, &error);
+        (0..count).map(|_| Err(convert::status_from_error(&status))).collect()
+    });
+    for (position, outcome) in outcomes.iter().enumerate() {
+        if let Err(status) = outcome {
+            call.failed(position, status.code, &status.message);
+        }
+    }
+    outcomes
 }
 
 /// What a caller is told when the store did not take a write; `what` begins the text.

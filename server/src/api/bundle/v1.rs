@@ -11,7 +11,7 @@ use bonafide_proto::spire::types;
 use tonic::{Code, Request, Response, Status};
 
 use crate::api::page::Page;
-use crate::api::{Call, store_failure};
+use crate::api::{Call, Outcome, batch, store_failure};
 use crate::authority::{Authorities, AuthorityError};
 use crate::store::{Bundles, Entries, Store, StoreError, Unit};
 
@@ -75,37 +75,6 @@ impl Service {
             AuthorityError::Upstream(error) => Status::unavailable(format!("{what}: {error}")),
             error => Status::internal(format!("{what}: {error}")),
         })
-    }
-
-    /// Runs `one` for each item in one write, and gives each its status; a failure of one leaves the others alone,
-    /// because `one` checks before it changes anything.
-    async fn batch<I, T, F>(
-        &self,
-        call: &Call,
-        items: Vec<I>,
-        failure: &'static str,
-        one: F,
-    ) -> Vec<Outcome<T>>
-    where
-        I: Send + 'static,
-        T: Send + 'static,
-        F: Fn(&mut Unit<'_>, I) -> Result<Outcome<T>, StoreError> + Send + 'static,
-    {
-        let count = items.len();
-        let written = self
-            .store
-            .write(move |unit| items.into_iter().map(|item| one(unit, item)).collect::<Result<Vec<_>, _>>())
-            .await;
-        let outcomes = written.unwrap_or_else(|error| {
-            let status = store_failure(failure, &error);
-            (0..count).map(|_| Err(convert::status_from_error(&status))).collect()
-        });
-        for (position, outcome) in outcomes.iter().enumerate() {
-            if let Err(status) = outcome {
-                call.failed(position, status.code, &status.message);
-            }
-        }
-        outcomes
     }
 
     /// The trust domain of a federated bundle, or why it cannot be one.
@@ -256,7 +225,7 @@ impl pb::bundle_server::Bundle for Service {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let items: Vec<_> = request.bundle.iter().map(|wire| self.foreign_bundle(wire, OWN)).collect();
-        let outcomes = self.batch(&call, items, "unable to create bundle", |unit, item| {
+        let outcomes = batch(&self.store, &call, items, "unable to create bundle", |unit, item| {
             let bundle = match item {
                 Ok(bundle) => bundle,
                 Err(status) => return Ok(Err(status)),
@@ -286,7 +255,7 @@ impl pb::bundle_server::Bundle for Service {
             .into_iter()
             .map(|wire| Ok((self.foreign(&wire.trust_domain, OWN)?, wire)))
             .collect();
-        let outcomes = self.batch(&call, items, "failed to update bundle", move |unit, item| {
+        let outcomes = batch(&self.store, &call, items, "failed to update bundle", move |unit, item| {
             let (trust_domain, wire) = match item {
                 Ok(item) => item,
                 Err(status) => return Ok(Err(status)),
@@ -320,7 +289,7 @@ impl pb::bundle_server::Bundle for Service {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let items: Vec<_> = request.bundle.iter().map(|wire| self.foreign_bundle(wire, OWN)).collect();
-        let outcomes = self.batch(&call, items, "failed to set bundle", |unit, item| match item {
+        let outcomes = batch(&self.store, &call, items, "failed to set bundle", |unit, item| match item {
             Ok(bundle) => unit.bundle_put(bundle).map(Ok),
             Err(status) => Ok(Err(status)),
         });
@@ -342,11 +311,16 @@ impl pb::bundle_server::Bundle for Service {
             .map_err(|_| format!("failed to parse deletion mode: unhandled delete mode \"{}\"", request.mode))
             .map_err(Status::invalid_argument)?;
         let items: Vec<_> = request.trust_domains.iter().map(|name| self.foreign(name, OWN)).collect();
-        let outcomes =
-            self.batch(&call, items, "failed to delete federated bundle", move |unit, item| match item {
+        let outcomes = batch(
+            &self.store,
+            &call,
+            items,
+            "failed to delete federated bundle",
+            move |unit, item| match item {
                 Ok(trust_domain) => delete(unit, &trust_domain, mode),
                 Err(status) => Ok(Err(status)),
-            });
+            },
+        );
         let results = outcomes
             .await
             .into_iter()
@@ -425,9 +399,6 @@ fn delete(
     unit.bundle_delete(trust_domain)?;
     Ok(Ok(trust_domain.clone()))
 }
-
-/// What became of one item of a batch.
-type Outcome<T> = Result<T, types::Status>;
 
 pub(in crate::api) fn with_checks<T>(read: impl FnOnce(&AuthorityChecks<'_>) -> T) -> T {
     read(&AuthorityChecks {

@@ -14,11 +14,9 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::api::bundle::v1::with_checks;
 use crate::api::page::Page;
-use crate::api::{Call, store_failure};
+use crate::api::{Call, Outcome, batch, store_failure};
 use crate::federation::{EndpointUrl, Federation, RefreshError};
-use crate::store::{
-    Bundles as _, EndpointProfile, FederationRelationship, Relationships as _, Store, StoreError, Unit,
-};
+use crate::store::{Bundles as _, EndpointProfile, FederationRelationship, Relationships as _, Store};
 
 /// The service.
 pub struct Service {
@@ -27,9 +25,6 @@ pub struct Service {
     federation: Federation,
 }
 
-/// What became of one item of a batch.
-type Outcome<T> = Result<T, types::Status>;
-
 /// A relationship and the bundle that belongs to it.
 type WithBundle = (Arc<FederationRelationship>, Option<Arc<Bundle>>);
 
@@ -37,37 +32,6 @@ impl Service {
     /// The service over `store`, for the server of `trust_domain`.
     pub fn new(store: Store, trust_domain: TrustDomain, federation: Federation) -> Self {
         Self { store, trust_domain, federation }
-    }
-
-    /// Runs `one` for each item in one write, and gives each its status; a failure of one leaves the others alone,
-    /// because `one` checks before it changes anything.
-    async fn batch<I, T, F>(
-        &self,
-        call: &Call,
-        items: Vec<I>,
-        failure: &'static str,
-        one: F,
-    ) -> Vec<Outcome<T>>
-    where
-        I: Send + 'static,
-        T: Send + 'static,
-        F: Fn(&mut Unit<'_>, I) -> Result<Outcome<T>, StoreError> + Send + 'static,
-    {
-        let count = items.len();
-        let written = self
-            .store
-            .write(move |unit| items.into_iter().map(|item| one(unit, item)).collect::<Result<Vec<_>, _>>())
-            .await;
-        let outcomes = written.unwrap_or_else(|error| {
-            let status = store_failure(failure, &error);
-            (0..count).map(|_| Err(convert::status_from_error(&status))).collect()
-        });
-        for (position, outcome) in outcomes.iter().enumerate() {
-            if let Err(status) = outcome {
-                call.failed(position, status.code, &status.message);
-            }
-        }
-        outcomes
     }
 
     fn stored_bundle(&self, relationship: &FederationRelationship) -> Option<Arc<Bundle>> {
@@ -120,7 +84,7 @@ impl pb::trust_domain_server::TrustDomain for Service {
         let own = self.trust_domain.clone();
         let items =
             request.federation_relationships.iter().map(|wire| new_relationship(wire, &own)).collect();
-        let outcomes = self.batch(&call, items, FAILED, |unit, item| {
+        let outcomes = batch(&self.store, &call, items, FAILED, |unit, item| {
             let (relationship, bundle) = match item {
                 Ok(item) => item,
                 Err(status) => return Ok(Err(status)),
@@ -158,7 +122,7 @@ impl pb::trust_domain_server::TrustDomain for Service {
             .iter()
             .map(|wire| Fields::read(wire, mask.as_ref()).map_err(|reason| unconverted(&reason)))
             .collect();
-        let outcomes = self.batch(&call, items, FAILED, |unit, item| {
+        let outcomes = batch(&self.store, &call, items, FAILED, |unit, item| {
             let fields: Fields = match item {
                 Ok(fields) => fields,
                 Err(status) => return Ok(Err(status)),
@@ -197,7 +161,7 @@ impl pb::trust_domain_server::TrustDomain for Service {
         let names = request.into_inner().trust_domains;
         let items: Vec<_> = names.iter().map(|name| deleted(name)).collect();
         const FAILED: &str = "failed to delete federation relationship";
-        let outcomes = self.batch(&call, items, FAILED, |unit, item| {
+        let outcomes = batch(&self.store, &call, items, FAILED, |unit, item| {
             let trust_domain: TrustDomain = match item {
                 Ok(trust_domain) => trust_domain,
                 Err(status) => return Ok(Err(status)),

@@ -568,6 +568,7 @@ fn spawn_remote(
     let tls = server_config(svid, trust, ClientAuth::OptionalSpiffe, Arc::new(move || clock.now()));
     let options = TlsOptions {
         name: "grpc",
+        trusted_proxies: context.config.listen.trusted_proxies.clone(),
         max_connections: context.config.listen.max_connections as usize,
         drain: DRAIN,
         registry: context.connections.clone(),

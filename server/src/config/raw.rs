@@ -43,6 +43,7 @@ raw! {
         admin_socket: Option<PathBuf>,
         health_address: Option<String>,
         max_connections: Option<u32>,
+        proxy_protocol_trusted_cidrs: Vec<String>,
     }
     RawLog {
         level: LogLevel,

@@ -55,6 +55,14 @@ pub const FIELDS: &[Field] = &[
     ),
     field("listen.max_connections", "number", "20000", "TCP connections open at once; more are refused."),
     field(
+        "listen.proxy_protocol_trusted_cidrs",
+        "list of networks",
+        "none",
+        "Load balancers, such as `10.0.0.0/8`, that may say with the PROXY protocol (version 1 or 2) which client they speak for at \
+         `listen.address`. That client's address then counts for limits, attestation and the audit log. When there are any, a header from \
+         elsewhere ends its connection.",
+    ),
+    field(
         "log.level",
         "`panic`, `fatal`, `error`, `warn`, `info`, `debug` or `trace`",
         "`info`",

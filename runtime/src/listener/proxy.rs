@@ -41,7 +41,9 @@ pub struct Cidr {
 
 /// Why a text is no network.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("is no network: write an address, a slash and the number of bits that count, such as 10.0.0.0/8 or 2001:db8::/32")]
+#[error(
+    "is no network: write an address, a slash and the number of bits that count, such as 10.0.0.0/8 or 2001:db8::/32"
+)]
 pub struct NotACidr;
 
 impl Cidr {
@@ -139,7 +141,9 @@ pub enum ProxyHeaderError {
     #[error("the line of the PROXY protocol, version 1, is malformed")]
     Line,
     /// Version, command, family or transport of version 2 do not exist.
-    #[error("the PROXY protocol header has the unknown version and command {0:#04x} or family and transport {1:#04x}")]
+    #[error(
+        "the PROXY protocol header has the unknown version and command {0:#04x} or family and transport {1:#04x}"
+    )]
     Unknown(u8, u8),
     /// The addresses or the TLVs of version 2 do not fit its length.
     #[error("the length of the PROXY protocol header does not fit what is in it")]
@@ -409,7 +413,8 @@ mod tests {
     #[test]
     fn a_checksum_is_that_of_the_header() {
         assert_eq!(crc32c(b"123456789".iter()), 0xe306_9283, "the check value of CRC-32/ISCSI");
-        let mut rest = vec![192, 0, 2, 7, 10, 0, 0, 1, 0, 1, 0, 2, PP2_TYPE_CRC32C, 0, 4, 0, 0, 0, 0, 4, 0, 0];
+        let mut rest =
+            vec![192, 0, 2, 7, 10, 0, 0, 1, 0, 1, 0, 2, PP2_TYPE_CRC32C, 0, 4, 0, 0, 0, 0, 4, 0, 0];
         let sum = crc32c(v2(0x21, 0x11, &rest).iter());
         assert_eq!(beginning(&v2(0x21, 0x11, &rest)), Err(ProxyHeaderError::Checksum));
         rest[15..19].copy_from_slice(&sum.to_be_bytes());
@@ -446,8 +451,17 @@ mod tests {
         assert!(within("192.0.2.7/32", "192.0.2.7") && !within("192.0.2.7/32", "192.0.2.6"));
         assert!(within("0.0.0.0/0", "203.0.113.1") && !within("0.0.0.0/0", "2001:db8::1"));
         assert!(within("::/0", "2001:db8::1") && !within("::/0", "203.0.113.1"));
-        for wrong in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0/8", "::1/129", "::1/+1", "::1/", "::ffff:10.0.0.0/104", "a/1"]
-        {
+        for wrong in [
+            "",
+            "10.0.0.0",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "::1/129",
+            "::1/+1",
+            "::1/",
+            "::ffff:10.0.0.0/104",
+            "a/1",
+        ] {
             assert_eq!(wrong.parse::<Cidr>(), Err(NotACidr), "{wrong}");
         }
         assert!(!TrustedProxies::default().trusts("127.0.0.1".parse().unwrap()));

@@ -23,6 +23,7 @@ use bonafide_runtime::listener::proxy::{Cidr, TrustedProxies};
 use bonafide_runtime::telemetry::LogConfig;
 use serde::Deserialize as _;
 
+pub use crate::federation::acme::AcmeSettings;
 use crate::node_attestor::http_challenge::HttpChallengeSettings;
 use crate::node_attestor::oidc::IssuerSettings;
 use crate::node_attestor::template::Template;
@@ -944,7 +945,7 @@ mod tests {
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
              [node_attestor.sshpop]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
-             [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n",
+             [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()
         .0;

@@ -39,7 +39,7 @@ use crate::{NOW, attestation_payload, server_records, trust_domain};
 type Check = fn(&[u8]) -> bool;
 
 /// The targets by name.
-const TARGETS: [(&str, Check); 17] = [
+const TARGETS: [(&str, Check); 18] = [
     ("agent_store_file", crate::agent_store_file::check),
     ("attestation_payload", crate::attestation_payload::check),
     ("authority_shim", crate::authority_shim::check),
@@ -51,6 +51,7 @@ const TARGETS: [(&str, Check); 17] = [
     ("jwks", crate::jwks::check),
     ("jwt", crate::jwt::check),
     ("pem_and_certificate", crate::pem_and_certificate::check),
+    ("proxy_header", crate::proxy_header::check),
     ("server_records", crate::server_records::check),
     ("spiffe_id", crate::spiffe_id::check),
     ("spire_config", crate::spire_config::check),
@@ -149,6 +150,7 @@ fn seeds(target: &str) -> Seeds {
         "federation" => federation(),
         "jwt" => jwt(),
         "pem_and_certificate" => pem_and_certificate(),
+        "proxy_header" => proxy_header(),
         "server_records" => records(),
         "spiffe_id" => spiffe_id(),
         "spire_config" => spire_config(),
@@ -384,6 +386,38 @@ fn federation() -> Seeds {
         ("refused-user.txt", "https://me:secret@example.org/"),
     ]
     .map(|(name, text)| (name, text.as_bytes().to_vec()))
+    .into()
+}
+
+fn proxy_header() -> Seeds {
+    let binary = |command: u8, family: u8, length: u16, rest: &[u8]| {
+        let signature = b"\r\n\r\n\0\r\nQUIT\n";
+        [&signature[..], &[command, family], &length.to_be_bytes(), rest].concat()
+    };
+    let four = [192, 0, 2, 7, 10, 0, 0, 1, 0xdc, 0x04, 0x01, 0xbb];
+    let six = [[0x20; 16], [0x21; 16]].concat();
+    let six = [&six[..], &[1, 2, 3, 4]].concat();
+    let tlvs = [&four[..], &[4, 0, 1, 0, 2, 0, 3, b'a', b'.', b'b', 0x20, 0, 5, 1, 0, 0, 0, 0]].concat();
+    // The checksum of these bytes with zeros in its place.
+    let sum = [&four[..], &[3, 0, 4, 0x83, 0xa4, 0xc7, 0xb0]].concat();
+    let wrong = [&four[..], &[3, 0, 4, 0, 0, 0, 0]].concat();
+    [
+        ("line-four", b"PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n\x16\x03\x01".to_vec()),
+        ("line-six", b"PROXY TCP6 2001:db8::7 ::1 1 2\r\n".to_vec()),
+        ("line-unknown", b"PROXY UNKNOWN ffff:: x\r\n".to_vec()),
+        ("binary-four", binary(0x21, 0x11, 12, &four)),
+        ("binary-six", binary(0x21, 0x21, 36, &six)),
+        ("binary-local", binary(0x20, 0, 0, b"\x16\x03\x01")),
+        ("binary-unix", binary(0x21, 0x31, 216, &[0; 216])),
+        ("binary-tlvs", binary(0x21, 0x11, 30, &tlvs)),
+        ("binary-checksum", binary(0x21, 0x11, 19, &sum)),
+        ("refused-checksum", binary(0x21, 0x11, 19, &wrong)),
+        ("refused-family", binary(0x21, 0x41, 12, &four)),
+        ("refused-length", binary(0x21, 0x11, 11, &four)),
+        ("refused-tlv", binary(0x21, 0x11, 29, &tlvs)),
+        ("refused-line", b"PROXY TCP4 192.0.2.7 10.0.0.1 056324 443\r\n".to_vec()),
+        ("refused-partial", b"PROXY TCP4 192.0.2.7".to_vec()),
+    ]
     .into()
 }
 

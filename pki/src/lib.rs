@@ -40,7 +40,7 @@ pub use random::{Random, SystemRandom, random_jti, random_key_id, random_serial}
 pub use wit::{ValidatedWit, WitClaims, validate_wit_svid};
 pub use x509::{
     CaIssuer, CaProfile, CaSubject, CertificateInfo, CsrError, KeyUsage, LeafProfile, Subject, TrustRoots,
-    VerifiedCsr, VerifyError, X509Error, X509Issuer, agent_csr, ca_csr, csr_public_key_unverified, inspect,
-    self_signed_ca, sha1_fingerprint, split_certificates, twin, verify_chain, verify_svid_chain,
-    workload_csr,
+    VerifiedCsr, VerifyError, X509Error, X509Issuer, acme_challenge_certificate, agent_csr, ca_csr,
+    csr_public_key_unverified, inspect, self_signed_ca, sha1_fingerprint, split_certificates, twin,
+    verify_chain, verify_svid_chain, web_csr, workload_csr,
 };

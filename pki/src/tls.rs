@@ -100,6 +100,11 @@ impl SvidHolder {
         self.current.store(Some(Arc::new(svid)));
     }
 
+    /// Presents nothing from now on.
+    pub fn clear(&self) {
+        self.current.store(None);
+    }
+
     /// The SVID, if there is one.
     pub fn current(&self) -> Option<Arc<Svid>> {
         self.current.load_full()
@@ -440,6 +445,14 @@ pub fn https_server(held: SvidHolder, now: Now) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
+/// As [`https_server`], and answers the challenge `tls-alpn-01` of an ACME server with `challenge` (RFC 8737).
+pub fn https_server_with_challenge(held: SvidHolder, challenge: SvidHolder, now: Now) -> Arc<ServerConfig> {
+    let mut config = ServerConfig::clone(&https_server(held.clone(), now));
+    config.cert_resolver = Arc::new(PresentsOrProves { held, challenge });
+    config.alpn_protocols.push(ACME_TLS.to_vec());
+    Arc::new(config)
+}
+
 struct InjectedTime(Now);
 
 impl TimeProvider for InjectedTime {
@@ -472,6 +485,23 @@ impl ResolvesClientCert for Presents {
 
     fn has_certs(&self) -> bool {
         self.0.certified().is_some()
+    }
+}
+
+/// Shows what is held, and to who speaks the protocol of the challenge, and no other, the answer to it.
+#[derive(Debug)]
+struct PresentsOrProves {
+    held: SvidHolder,
+    challenge: SvidHolder,
+}
+
+impl ResolvesServerCert for PresentsOrProves {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut protocols = hello.alpn().into_iter().flatten();
+        match (protocols.next(), protocols.next()) {
+            (Some(ACME_TLS), None) => self.challenge.certified(),
+            _ => self.held.certified(),
+        }
     }
 }
 
@@ -688,3 +718,5 @@ impl ServerCertVerifier for UnverifiedServer {
 
 const HTTP2: &[u8] = b"h2";
 const HTTP1: &[u8] = b"http/1.1";
+/// RFC 8737, section 6.2.
+const ACME_TLS: &[u8] = b"acme-tls/1";

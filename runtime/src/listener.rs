@@ -16,6 +16,7 @@ mod connection;
 mod hpack;
 mod https;
 mod limits;
+pub mod proxy;
 mod registry;
 mod tls;
 mod unix;
@@ -142,7 +143,7 @@ pub struct UnixPeer {
 /// A peer on TLS.
 #[derive(Clone, Debug)]
 pub struct TlsPeer {
-    /// Where it connects from; the unspecified address on a Unix socket.
+    /// Where it connects from, behind a trusted proxy as that proxy says; the unspecified address on a Unix socket.
     pub addr: SocketAddr,
     /// The verified client chain in DER, leaf first; empty when it sent none.
     pub certificates: Arc<Vec<Vec<u8>>>,

@@ -155,6 +155,9 @@ pub enum ServerError {
     /// The certificate of the bundle endpoint cannot be used.
     #[error("federation.bundle_endpoint: {0}")]
     BundleEndpoint(#[from] crate::federation::certificate_files::CertificateFilesError),
+    /// The folder of what ACME needs cannot be used.
+    #[error("federation.bundle_endpoint.acme: {0}")]
+    Acme(#[from] crate::federation::acme::AcmeError),
     /// The files of a node attestor cannot be used.
     #[error(transparent)]
     NodeAttestor(#[from] NodeAttestorError),
@@ -288,7 +291,7 @@ impl Server {
         let bundle_endpoint = bundle_endpoint::bind(&context).await?;
         let unix = bind_unix(&context.config.listen.admin_socket, 0o770, 0o750)?;
 
-        let periodic = tasks::spawn(
+        let mut periodic = tasks::spawn(
             &mut group,
             tasks::Parts {
                 authorities: context.authorities.clone(),
@@ -303,8 +306,12 @@ impl Server {
         );
         spawn_remote(&mut group, &context, tcp, remote, own_svid, trust);
         spawn_local(&mut group, &context, unix, local);
-        let bundle_endpoint_address =
-            bundle_endpoint.map(|bound| bundle_endpoint::spawn(&mut group, &context, bound));
+        let mut bundle_endpoint_address = None;
+        if let Some(bound) = bundle_endpoint {
+            let (address, certificate) = bundle_endpoint::spawn(&mut group, &context, bound);
+            bundle_endpoint_address = Some(address);
+            periodic.extend(certificate);
+        }
         context.federation.spawn(&mut group);
         standing::spawn(&mut group, context.state.clone(), connections, clock.clone());
         spawn_observer(&mut group, &context);
@@ -568,6 +575,7 @@ fn spawn_remote(
     let tls = server_config(svid, trust, ClientAuth::OptionalSpiffe, Arc::new(move || clock.now()));
     let options = TlsOptions {
         name: "grpc",
+        trusted_proxies: context.config.listen.trusted_proxies.clone(),
         max_connections: context.config.listen.max_connections as usize,
         drain: DRAIN,
         registry: context.connections.clone(),

@@ -59,6 +59,9 @@ pub mod names {
     pub const BUNDLE_ENDPOINT_REQUESTS: &str = "bonafide_server_bundle_endpoint_requests_total";
     /// Requests that wait at the bundle endpoint.
     pub const BUNDLE_ENDPOINT_WAITING: &str = "bonafide_server_bundle_endpoint_waiting";
+    /// When the bundle endpoint's certificate ends, where it comes by ACME.
+    pub const BUNDLE_ENDPOINT_CERTIFICATE_END: &str =
+        "bonafide_server_bundle_endpoint_certificate_end_seconds";
 }
 
 const fn doc(
@@ -204,6 +207,13 @@ pub const METRICS: &[MetricDoc] = &[
         "",
         &[],
         "Requests that wait at the bundle endpoint for a change.",
+    ),
+    doc(
+        names::BUNDLE_ENDPOINT_CERTIFICATE_END,
+        MetricKind::Gauge,
+        "seconds",
+        &[],
+        "Unix time at which the bundle endpoint's certificate ends; absent unless it is fetched by ACME.",
     ),
 ];
 

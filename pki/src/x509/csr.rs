@@ -107,6 +107,14 @@ pub fn workload_csr(signer: &dyn Signer, id: &SpiffeId, dns_names: &[DnsName]) -
     write(signer, name::DEFAULT, Some(&id.to_string()), dns_names)
 }
 
+/// The CSR for the certificate of a web server: one DNS name, and no subject.
+///
+/// # Errors
+/// [`X509Error::Key`] when signing fails.
+pub fn web_csr(signer: &dyn Signer, name: &DnsName) -> Result<Vec<u8>, X509Error> {
+    write(signer, name::EMPTY, None, std::slice::from_ref(name))
+}
+
 fn write(
     signer: &dyn Signer,
     subject: &[u8],
@@ -119,7 +127,9 @@ fn write(
         writer.raw(subject);
         writer.raw(signer.public_key().spki_der());
         writer.nested(der::explicit(0), |writer| {
-            let Some(uri) = uri else { return };
+            if uri.is_none() && dns_names.is_empty() {
+                return;
+            }
             writer.sequence(|writer| {
                 writer.element(der::OID, EXTENSION_REQUEST);
                 writer.nested(der::SET, |writer| {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use bonafide_identity::{SerialNumber, Timestamp, TrustDomain};
+use bonafide_identity::{DnsName, SerialNumber, Timestamp, TrustDomain};
 use data_encoding::HEXLOWER;
 
 use super::inspect::{CertificateInfo, inspect, parse};
@@ -114,7 +114,7 @@ impl X509Issuer {
             writer.raw(profile::NOT_A_CA);
             profile::subject_key_id(writer, &profile.public_key.subject_key_id());
             writer.raw(&self.authority_key_id);
-            profile::subject_alternative_name(writer, &uri, profile.dns_names);
+            profile::subject_alternative_name(writer, Some(&uri), profile.dns_names);
         })
     }
 
@@ -141,7 +141,7 @@ impl X509Issuer {
             writer.raw(profile::A_CA);
             profile::subject_key_id(writer, &profile.public_key.subject_key_id());
             writer.raw(&self.authority_key_id);
-            profile::subject_alternative_name(writer, &uri, &[]);
+            profile::subject_alternative_name(writer, Some(&uri), &[]);
         })
     }
 
@@ -273,7 +273,35 @@ pub fn self_signed_ca(
         writer.raw(profile::CA_KEY_USAGE);
         writer.raw(profile::A_CA);
         profile::subject_key_id(writer, &signer.public_key().subject_key_id());
-        profile::subject_alternative_name(writer, &trust_domain.id_string(), &[]);
+        profile::subject_alternative_name(writer, Some(&trust_domain.id_string()), &[]);
+    })
+}
+
+/// The certificate with which a server answers the challenge `tls-alpn-01` for `name` (RFC 8737, section 3): signed by its own key,
+/// with that name alone and the SHA-256 `digest` of the key authorization in a critical extension.
+///
+/// # Errors
+/// [`X509Error::Profile`] when the validity cannot be expressed; [`X509Error::Key`] when signing fails.
+pub fn acme_challenge_certificate(
+    signer: &dyn Signer,
+    name: &DnsName,
+    digest: &[u8; 32],
+    not_before: Timestamp,
+    not_after: Timestamp,
+    serial: SerialNumber,
+) -> Result<Vec<u8>, X509Error> {
+    let subject = name::with_attribute(name::EMPTY, name::COMMON_NAME, "ACME challenge")?;
+    let certificate = Certificate {
+        serial: &serial,
+        issuer: &subject,
+        not_before,
+        not_after,
+        subject: &subject,
+        public_key: signer.public_key(),
+    };
+    certificate.sign(signer, |writer| {
+        profile::subject_alternative_name(writer, None, std::slice::from_ref(name));
+        profile::acme_identifier(writer, digest);
     })
 }
 
@@ -327,7 +355,7 @@ impl CaIssuer {
             writer.raw(profile::A_CA);
             profile::subject_key_id(writer, &public_key.subject_key_id());
             writer.raw(&issuer.authority_key_id);
-            profile::subject_alternative_name(writer, &uri, &[]);
+            profile::subject_alternative_name(writer, Some(&uri), &[]);
         })
     }
 

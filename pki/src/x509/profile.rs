@@ -132,13 +132,22 @@ pub(crate) fn authority_key_id(writer: &mut Writer, id: &[u8]) {
     });
 }
 
-/// One URI, then DNS names.
-pub(crate) fn subject_alternative_name(writer: &mut Writer, uri: &str, dns_names: &[DnsName]) {
+/// DNS names, then a URI where there is one.
+pub(crate) fn subject_alternative_name(writer: &mut Writer, uri: Option<&str>, dns_names: &[DnsName]) {
     extension(writer, SUBJECT_ALTERNATIVE_NAME, |writer| {
         writer.sequence(|writer| {
             dns_names.iter().for_each(|name| writer.element(der::implicit(2), name.as_str().as_bytes()));
-            writer.element(der::implicit(6), uri.as_bytes());
+            uri.iter().for_each(|uri| writer.element(der::implicit(6), uri.as_bytes()));
         });
+    });
+}
+
+/// The digest of a key authorization (RFC 8737, section 3); critical.
+pub(crate) fn acme_identifier(writer: &mut Writer, digest: &[u8; 32]) {
+    writer.sequence(|writer| {
+        writer.element(der::OID, ACME_IDENTIFIER);
+        writer.element(der::BOOLEAN, &[0xff]);
+        writer.nested(der::OCTET_STRING, |writer| writer.element(der::OCTET_STRING, digest));
     });
 }
 
@@ -148,6 +157,9 @@ fn extension(writer: &mut Writer, oid: &[u8], value: impl FnOnce(&mut Writer)) {
         writer.nested(der::OCTET_STRING, value);
     });
 }
+
+/// id-pe-acmeIdentifier, 1.3.6.1.5.5.7.1.31.
+const ACME_IDENTIFIER: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x01, 0x1f];
 
 pub(crate) const SUBJECT_KEY_ID: &[u8] = &[0x55, 0x1d, 0x0e];
 pub(crate) const AUTHORITY_KEY_ID: &[u8] = &[0x55, 0x1d, 0x23];

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -131,7 +132,7 @@ impl Shared {
     {
         let options = &self.options;
         let handshake = tokio::time::timeout(options.handshake_timeout, self.acceptor.accept(stream));
-        let stream = tokio::select! {
+        let mut stream = tokio::select! {
             () = stop.triggered() => return,
             shaken = handshake => match shaken {
                 Ok(Ok(stream)) => stream,
@@ -139,6 +140,11 @@ impl Shared {
                 Err(_) => return self.refuse("timeout", address, &"the TLS handshake took too long"),
             },
         };
+        // Who speaks another protocol has seen the certificate, which is all that it is for.
+        if stream.get_ref().1.alpn_protocol().is_some_and(|protocol| protocol != b"http/1.1") {
+            let _ = tokio::time::timeout(options.last_answer, stream.shutdown()).await;
+            return;
+        }
         let service = service_fn(|request: Request<Incoming>| {
             let response = answer(request);
             async move {

@@ -16,6 +16,7 @@ use tonic::service::Routes;
 use super::accept::Connections;
 use super::authority::AuthorityShim;
 use super::connection::{Prefaced, Quota, Server, Share, next_connection_id};
+use super::proxy::{ReadError, TrustedProxies, take_header};
 use super::{ConnectionRegistry, Http2Options, ListenerError, Peer, TlsPeer, UnixListenerBound};
 use crate::BoxError;
 use crate::shutdown::Shutdown;
@@ -25,8 +26,10 @@ use crate::shutdown::Shutdown;
 pub struct TlsOptions {
     /// The listener's name in logs and metrics.
     pub name: &'static str,
-    /// How long a handshake may take.
+    /// How long a handshake may take, and before it a header of the PROXY protocol.
     pub handshake_timeout: Duration,
+    /// Peers that may say in such a header whom they speak for. When there are none, no connection has one.
+    pub trusted_proxies: TrustedProxies,
     /// Handshakes that may run at once; further connections wait in the kernel's queue.
     pub max_handshakes: usize,
     /// Handshakes that one address may have running, so that one client cannot hold all places.
@@ -54,6 +57,7 @@ impl Default for TlsOptions {
         Self {
             name: "tls",
             handshake_timeout: Duration::from_secs(10),
+            trusted_proxies: TrustedProxies::default(),
             max_handshakes: 256,
             max_handshakes_per_address: 128,
             max_connections: 100_000,
@@ -101,7 +105,7 @@ where
     let handshake = Arc::new(Handshake { acceptor: TlsAcceptor::from(config), peer_info, options });
     let mut incoming = Connections::new(name, listener, shutdown.clone());
     let outcome = loop {
-        let (stream, addr): (TcpStream, SocketAddr) = match incoming.next().await {
+        let (mut stream, addr): (TcpStream, SocketAddr) = match incoming.next().await {
             Ok(Some(accepted)) => accepted,
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
@@ -110,10 +114,24 @@ where
             server.refuse("too_many_connections", &addr, &"the server has too many connections");
             continue;
         };
-        let Some(address) = addresses.take(addr.ip()) else {
-            server.refuse("too_many_handshakes", &addr, &"this address has too many unfinished handshakes");
-            continue;
+        let addresses = addresses.clone();
+        let unfinished = move |addr: SocketAddr, server: &Server| {
+            let place = addresses.take(addr.ip());
+            if place.is_none() {
+                let why = "this address has too many unfinished handshakes";
+                server.refuse("too_many_handshakes", &addr, &why);
+            }
+            place
         };
+        // A proxy speaks for many; the place is taken for whom it names.
+        let proxied = handshake.options.trusted_proxies.trusts(addr.ip());
+        let mut address = None;
+        if !proxied {
+            address = unfinished(addr, &server);
+            if address.is_none() {
+                continue;
+            }
+        }
         let permit = tokio::select! {
             () = shutdown.triggered() => break Ok(()),
             permit = Arc::clone(&handshakes).acquire_owned() => permit,
@@ -123,6 +141,11 @@ where
             let _connection = connection;
             // Small frames must not wait for the acknowledgement of those before them. Failing costs time, nothing else.
             let _ = stream.set_nodelay(true);
+            let Some(addr) = handshake.client(&mut stream, addr, proxied, &served).await else { return };
+            if address.is_none() {
+                address = unfinished(addr, &served);
+            }
+            let Some(address) = address else { return };
             let Some((stream, peer)) = handshake.run(stream, addr, &served).await else { return };
             let stream = Prefaced::new(stream);
             drop((permit, address));
@@ -248,6 +271,34 @@ impl<F> Handshake<F>
 where
     F: Fn(&[CertificateDer<'_>]) -> Result<Option<SpiffeId>, BoxError>,
 {
+    /// Where the client is: what a header of the PROXY protocol says, or where the connection comes from.
+    async fn client(
+        &self,
+        stream: &mut TcpStream,
+        addr: SocketAddr,
+        trusted: bool,
+        server: &Server,
+    ) -> Option<SocketAddr> {
+        if self.options.trusted_proxies.0.is_empty() {
+            return Some(addr);
+        }
+        match tokio::time::timeout(self.options.handshake_timeout, take_header(stream, trusted)).await {
+            Ok(Ok(client)) => Some(client.unwrap_or(addr)),
+            Ok(Err(ReadError::Header(error))) => {
+                server.refuse("proxy_header", &addr, &error);
+                None
+            }
+            Ok(Err(ReadError::Io(error))) => {
+                server.give_up("proxy_header", &addr, &error);
+                None
+            }
+            Err(_) => {
+                server.refuse("timeout", &addr, &"nothing came, or only a part of a PROXY protocol header");
+                None
+            }
+        }
+    }
+
     /// The stream behind its TLS handshake and HTTP/2 preface, and who is there.
     async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         &self,

@@ -9,5 +9,6 @@ mod echo;
 mod health;
 mod https;
 mod process;
+mod proxy;
 mod tls;
 mod unix;

@@ -25,7 +25,7 @@ use crate::echo::{Echo, level, unary, watch};
 
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     roots: Arc<RootCertStore>,
 }
@@ -49,7 +49,7 @@ impl Authority {
         (vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
-    fn client(&self, identity: Option<Identity>) -> Arc<ClientConfig> {
+    pub(crate) fn client(&self, identity: Option<Identity>) -> Arc<ClientConfig> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -68,10 +68,10 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 }
 
 pub(crate) struct Served {
-    authority: Authority,
-    addr: SocketAddr,
+    pub(crate) authority: Authority,
+    pub(crate) addr: SocketAddr,
     pub(crate) echo: Echo,
-    options: TlsOptions,
+    pub(crate) options: TlsOptions,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), ListenerError>>,
 }

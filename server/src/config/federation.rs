@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bonafide_identity::{SpiffeId, TrustDomain};
+use bonafide_identity::{DnsName, SpiffeId, TrustDomain};
 use bonafide_runtime::config::Problems;
 
-use super::raw::{RawBundleEndpoint, RawFederatesWith, RawFederation};
-use crate::federation::EndpointUrl;
+use super::raw::{RawAcme, RawBundleEndpoint, RawFederatesWith, RawFederation};
+use crate::federation::acme::{AcmeSettings, LETS_ENCRYPT};
+use crate::federation::{EndpointUrl, EndpointUrlError};
 use crate::store::{EndpointProfile, FederationRelationship};
 
 /// How bundles of other trust domains come in, and how our own goes out.
@@ -45,6 +46,8 @@ pub enum BundleEndpointProfile {
         /// PEM: its private key.
         key_path: PathBuf,
     },
+    /// By a certificate of the Web PKI that the server fetches itself.
+    HttpsWebAcme(AcmeSettings),
 }
 
 pub(super) fn settings(
@@ -79,7 +82,16 @@ fn bundle_endpoint(raw: RawBundleEndpoint, problems: &mut Problems<'_>) -> Optio
                     "has no effect in the https_spiffe profile, which presents the server's own SVID";
                 problems.check(path.is_none(), key(name), message);
             }
+            let message = "has no effect in the https_spiffe profile, which presents the server's own SVID";
+            problems.check(raw.acme.is_none(), key("acme"), message);
             Some(BundleEndpointProfile::HttpsSpiffe)
+        }
+        WEB if raw.acme.is_some() => {
+            for (name, path) in [("certificate_path", &raw.certificate_path), ("key_path", &raw.key_path)] {
+                let message = "has no effect beside federation.bundle_endpoint.acme; remove one of them";
+                problems.check(path.is_none(), key(name), message);
+            }
+            raw.acme.and_then(|raw| acme(raw, problems)).map(BundleEndpointProfile::HttpsWebAcme)
         }
         WEB => {
             let certificate_path = problems.required(key("certificate_path"), raw.certificate_path);
@@ -94,6 +106,40 @@ fn bundle_endpoint(raw: RawBundleEndpoint, problems: &mut Problems<'_>) -> Optio
         }
     };
     Some(BundleEndpointSettings { address: address?, refresh_hint: refresh_hint?, profile: profile? })
+}
+
+fn acme(raw: RawAcme, problems: &mut Problems<'_>) -> Option<AcmeSettings> {
+    let key = |name: &str| format!("federation.bundle_endpoint.acme.{name}");
+    let domain_name = problems.required(key("domain_name"), raw.domain_name).and_then(|text| {
+        let name = DnsName::parse(&text).map_err(|error| format!("{text:?}: {error}"));
+        let name = name.and_then(|name| match text.starts_with('*') {
+            true => Err(format!("{text:?}: the endpoint answers for one name, not for a wildcard")),
+            false => Ok(name),
+        });
+        problems.take(key("domain_name"), name)
+    });
+    let email = problems.required(key("email"), raw.email).and_then(|text| {
+        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !b",?<>".contains(&byte));
+        let at = text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && !host.is_empty());
+        problems.check(plain && at, key("email"), format!("{text:?} is no address for mail"));
+        (plain && at).then_some(text)
+    });
+    let accepted = raw.tos_accepted.unwrap_or(false);
+    let message = "must be true: read the terms of service of the ACME server, which its directory names; without them there is \
+                   no certificate";
+    problems.check(accepted, key("tos_accepted"), message);
+    let url = raw.directory_url.unwrap_or_else(|| LETS_ENCRYPT.to_owned());
+    let url = EndpointUrl::parse(&url).map_err(|error| match error {
+        EndpointUrlError::Scheme => format!("{url:?} must begin with https://"),
+        other => format!("{url:?}: {other}"),
+    });
+    let directory_url = problems.take(key("directory_url"), url);
+    Some(AcmeSettings {
+        domain_name: domain_name?,
+        email: email?,
+        directory_url: directory_url?,
+        directory_ca_path: raw.directory_ca_path,
+    })
 }
 
 fn relationship(

@@ -73,13 +73,7 @@ const ROWS: &[Row] = &[
         Moot("pruning does not hold anything up, so it has no batches to size"),
     ),
     row("server.prune_tofu_nodes", Used),
-    row(
-        "server.proxy_protocol_trusted_cidrs",
-        Left(
-            "the PROXY protocol is not understood: let the load balancer pass connections without it; limits for each \
-             address then count the balancer's",
-        ),
-    ),
+    row("server.proxy_protocol_trusted_cidrs", To(Texts, "listen.proxy_protocol_trusted_cidrs")),
     row("server.ratelimit.attestation", Used),
     row("server.ratelimit.signing", Used),
     row("server.socket_path", Used),
@@ -780,6 +774,7 @@ mod tests {
             }}"#
         ));
         assert_eq!(config.listen.address.to_string(), "127.0.0.1:8081", "closed rather than open to all");
+        assert!(config.listen.trusted_proxies.trusts("10.1.2.3".parse().unwrap()));
         let mut found = left(&translation);
         found.sort_unstable();
         assert_eq!(
@@ -799,7 +794,6 @@ mod tests {
                 "server.federation.bundle_endpoint.acme",
                 "server.log_source_location",
                 "server.profiling_enabled",
-                "server.proxy_protocol_trusted_cidrs",
                 "telemetry.Prometheus.port",
                 "telemetry.Statsd",
             ]

@@ -19,9 +19,11 @@ use std::time::Duration;
 use bonafide_identity::{SpiffeId, TrustDomain};
 use bonafide_pki::{CaSubject, KeyType};
 use bonafide_runtime::config::{ConfigError, HumanDuration, Problem, Problems, parse_toml};
+use bonafide_runtime::listener::proxy::{Cidr, TrustedProxies};
 use bonafide_runtime::telemetry::LogConfig;
 use serde::Deserialize as _;
 
+pub use crate::federation::acme::AcmeSettings;
 use crate::node_attestor::http_challenge::HttpChallengeSettings;
 use crate::node_attestor::oidc::IssuerSettings;
 use crate::node_attestor::template::Template;
@@ -82,6 +84,8 @@ pub struct Listen {
     pub health_address: Option<SocketAddr>,
     /// Connections kept open at once over TCP.
     pub max_connections: u32,
+    /// Proxies that may say, with the PROXY protocol, whom they speak for at `address`.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// The audit log.
@@ -310,6 +314,12 @@ impl Config {
             warnings
                 .push("store.driver is memory: entries, agents and bundles are lost at a restart".to_owned());
         }
+        for network in self.listen.trusted_proxies.0.iter().filter(|network| network.prefix() == 0) {
+            warnings.push(format!(
+                "listen.proxy_protocol_trusted_cidrs has {network}: anybody may choose the address from which a call seems to \
+                 come, for limits and attestation as well as in the audit log"
+            ));
+        }
         for pattern in
             self.node_attestor.http_challenge.iter().flat_map(|settings| &settings.allowed_dns_patterns)
         {
@@ -449,11 +459,18 @@ fn listen(raw: RawListen, problems: &mut Problems<'_>) -> Option<Listen> {
     };
     let max_connections = raw.max_connections.unwrap_or(20_000);
     problems.check(max_connections > 0, "listen.max_connections", "must be at least 1");
+    let network = |(at, text): (usize, &String)| {
+        let parsed = text.parse::<Cidr>().map_err(|error| format!("{text:?} {error}"));
+        problems.take(format!("listen.proxy_protocol_trusted_cidrs[{at}]"), parsed)
+    };
+    let trusted_proxies: Option<Vec<Cidr>> =
+        raw.proxy_protocol_trusted_cidrs.iter().enumerate().map(network).collect();
     Some(Listen {
         address: address?,
         admin_socket: raw.admin_socket.unwrap_or_else(|| PathBuf::from(DEFAULT_ADMIN_SOCKET)),
         health_address: health_address?,
         max_connections,
+        trusted_proxies: TrustedProxies(trusted_proxies?),
     })
 }
 
@@ -900,6 +917,20 @@ mod tests {
     }
 
     #[test]
+    fn proxies_are_networks_and_not_everybody() {
+        let listen = |networks: &str| {
+            parse(&format!("{MINIMAL}[listen]\nproxy_protocol_trusted_cidrs = {networks}\n"))
+        };
+        let config = listen("[\"10.0.0.0/8\", \"2001:db8::/32\"]").unwrap();
+        assert!(config.listen.trusted_proxies.trusts("10.9.9.9".parse().unwrap()));
+        assert_eq!(config.warnings(), Vec::<String>::new());
+        let warnings = listen("[\"0.0.0.0/0\"]").unwrap().warnings();
+        assert!(warnings.iter().any(|one| one.contains("0.0.0.0/0: anybody")), "{warnings:?}");
+        let error = listen("[\"10.0.0.0/8\", \"10.0.0.1\"]").unwrap_err().to_string();
+        assert!(error.contains("listen.proxy_protocol_trusted_cidrs[1]"), "{error}");
+    }
+
+    #[test]
     fn syntax_errors_name_the_file_and_the_place() {
         let error = parse("trust_domain = ").unwrap_err().to_string();
         assert!(error.contains("server.toml") && error.contains("line 1"), "{error}");
@@ -914,7 +945,7 @@ mod tests {
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
              [node_attestor.sshpop]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
-             [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n",
+             [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()
         .0;

@@ -43,6 +43,7 @@ raw! {
         admin_socket: Option<PathBuf>,
         health_address: Option<String>,
         max_connections: Option<u32>,
+        proxy_protocol_trusted_cidrs: Vec<String>,
     }
     RawLog {
         level: LogLevel,
@@ -198,6 +199,14 @@ raw! {
         profile: Option<String>,
         certificate_path: Option<PathBuf>,
         key_path: Option<PathBuf>,
+        acme: Option<RawAcme>,
+    }
+    RawAcme {
+        domain_name: Option<String>,
+        email: Option<String>,
+        tos_accepted: Option<bool>,
+        directory_url: Option<String>,
+        directory_ca_path: Option<PathBuf>,
     }
     RawFederatesWith {
         bundle_endpoint_url: Option<String>,

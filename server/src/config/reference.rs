@@ -55,6 +55,14 @@ pub const FIELDS: &[Field] = &[
     ),
     field("listen.max_connections", "number", "20000", "TCP connections open at once; more are refused."),
     field(
+        "listen.proxy_protocol_trusted_cidrs",
+        "list of networks",
+        "none",
+        "Load balancers, such as `10.0.0.0/8`, that may say with the PROXY protocol (version 1 or 2) which client they speak for at \
+         `listen.address`. That client's address then counts for limits, attestation and the audit log. When there are any, a header from \
+         elsewhere ends its connection.",
+    ),
+    field(
         "log.level",
         "`panic`, `fatal`, `error`, `warn`, `info`, `debug` or `trace`",
         "`info`",
@@ -503,19 +511,51 @@ pub const FIELDS: &[Field] = &[
         "federation.bundle_endpoint.profile",
         "`https_spiffe` or `https_web`",
         "`https_spiffe`",
-        "How the endpoint is authenticated: by the server's own X.509-SVID, or by a certificate of the Web PKI.",
+        "How the endpoint is authenticated: by the server's own X.509-SVID, or by a certificate of the Web PKI, from files or \
+         fetched by ACME.",
     ),
     field(
         "federation.bundle_endpoint.certificate_path",
         "path",
-        "required in the `https_web` profile",
+        "required in the `https_web` profile without `acme`",
         "PEM with the certificate for the endpoint's name, then its intermediates. Read again when it changes.",
     ),
     field(
         "federation.bundle_endpoint.key_path",
         "path",
-        "required in the `https_web` profile",
+        "required in the `https_web` profile without `acme`",
         "PEM with that certificate's private key. Read again when it changes; a pair that does not fit is not used.",
+    ),
+    field(
+        "federation.bundle_endpoint.acme.domain_name",
+        "DNS name",
+        "required with `acme`",
+        "The endpoint's name, for which the server fetches and renews a certificate itself. The ACME server must reach the endpoint \
+         under it on TCP port 443. Certificate and account are kept in `<data_dir>/bundle-acme`.",
+    ),
+    field(
+        "federation.bundle_endpoint.acme.email",
+        "address for mail",
+        "required with `acme`",
+        "Whom the ACME server may write to.",
+    ),
+    field(
+        "federation.bundle_endpoint.acme.tos_accepted",
+        "`true`",
+        "required with `acme`",
+        "That you have accepted the terms of service of the ACME server.",
+    ),
+    field(
+        "federation.bundle_endpoint.acme.directory_url",
+        "URL",
+        "`https://acme-v02.api.letsencrypt.org/directory`",
+        "The directory of the ACME server.",
+    ),
+    field(
+        "federation.bundle_endpoint.acme.directory_ca_path",
+        "path",
+        "the system's authorities",
+        "PEM with the authorities that the ACME server's own certificate is verified with. Read again at each call.",
     ),
     field(
         "federation.federates_with.\"<trust domain>\".bundle_endpoint_url",

@@ -9,6 +9,7 @@
 //! | `poller` | one worker for each relationship, kept equal to configuration and store |
 //! | `serve` | our own endpoint |
 //! | `certificate_files` | the web certificate of our endpoint, read again when its files change |
+//! | `acme` | the web certificate of our endpoint, fetched and renewed by ACME |
 //!
 //! SPIRE polls at a quarter of the peer's refresh hint, so that a revoked authority is trusted for a minute and more
 //! after its own trust domain has dropped it. Between our servers a change travels at once: the endpoint gives each
@@ -16,6 +17,7 @@
 //! the poller asks like this, and goes on with the pace of the hint where the answer does not say
 //! `Preference-Applied`. A peer that knows nothing of it sees an ordinary GET.
 
+pub mod acme;
 pub mod certificate_files;
 mod endpoint_url;
 pub mod fetch;
@@ -255,6 +257,13 @@ pub fn check(settings: &FederationSettings) -> Vec<String> {
             certificate_files::CertificateFiles::open(certificate_path.clone(), key_path.clone())
     {
         problems.push(format!("federation.bundle_endpoint: {error}"));
+    }
+    if let Some(BundleEndpointSettings { profile: BundleEndpointProfile::HttpsWebAcme(acme), .. }) =
+        &settings.bundle_endpoint
+        && let Some(path) = &acme.directory_ca_path
+        && let Err(error) = fetch::web_roots(Some(path))
+    {
+        problems.push(format!("federation.bundle_endpoint.acme.directory_ca_path: {error}"));
     }
     problems
 }

@@ -316,6 +316,41 @@ async fn attestations_from_one_address_are_limited_and_wait_their_turn() {
     assert!(audit.iter().any(|line| line["decision"] == "limited"));
 }
 
+/// Behind a load balancer the limit, and the audit log, are about the client that it names.
+#[tokio::test]
+async fn a_trusted_proxy_says_whose_attestation_it_is() {
+    let more =
+        "proxy_protocol_trusted_cidrs = [\"127.0.0.1/32\"]\n[ratelimit]\nattestation = 1\nsigning = 1\n";
+    let server = TestServer::start_with(more).await;
+    let client = |last: u8| format!("PROXY TCP4 192.0.2.{last} 127.0.0.1 40000 8081\r\n");
+    let begun = std::time::Instant::now();
+    for last in 1..=5 {
+        let token = server.join_token(600).await;
+        let channel = server.anonymous_behind(&client(last)).await.unwrap();
+        attest(channel, "join_token", token.as_bytes(), no_challenge).await.unwrap();
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "five clients have waited like one: {:?}",
+        begun.elapsed()
+    );
+    // A client's second call counts with its first, over another connection of the proxy.
+    let channel = server.anonymous_behind(&client(5)).await.unwrap();
+    let mut request = tonic::Request::new(tokio_stream::empty());
+    request.set_timeout(Duration::from_millis(100));
+    let status = agents(&channel).attest_agent(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let audit = server.audit().await;
+    for last in 1..=5 {
+        let address = format!("192.0.2.{last}:40000");
+        assert!(
+            audit.iter().any(|line| line["caller"]["address"] == address.as_str()),
+            "{address}: {audit:?}"
+        );
+    }
+    server.anonymous_behind("PROXY TCP4 nowhere\r\n").await.unwrap_err();
+}
+
 // x509pop
 
 pub(super) fn node_authority() -> TestAuthority {

@@ -26,6 +26,7 @@ use bonafide_testkit::{ManualClock, TestAuthority};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -167,12 +168,27 @@ impl TestServer {
         endpoint: Endpoint,
         svid: Option<&Identity>,
     ) -> Result<Channel, tonic::transport::Error> {
+        self.dial(endpoint, svid, String::new()).await
+    }
+
+    /// Through something that sends `header` before TLS begins.
+    pub(super) async fn anonymous_behind(&self, header: &str) -> Result<Channel, tonic::transport::Error> {
+        self.dial(Endpoint::from_static("http://server"), None, header.to_owned()).await
+    }
+
+    async fn dial(
+        &self,
+        endpoint: Endpoint,
+        svid: Option<&Identity>,
+        header: String,
+    ) -> Result<Channel, tonic::transport::Error> {
         let tls = self.client_tls(svid);
         let address = self.server.address();
         let dial = move |_: http::Uri| {
-            let tls = tls.clone();
+            let (tls, header) = (tls.clone(), header.clone());
             async move {
-                let tcp = TcpStream::connect(address).await?;
+                let mut tcp = TcpStream::connect(address).await?;
+                tcp.write_all(header.as_bytes()).await?;
                 let name: ServerName<'static> = server_name();
                 TlsConnector::from(tls).connect(name, tcp).await.map(TokioIo::new)
             }

@@ -344,7 +344,8 @@ pub(crate) fn generate_rsa(bits: usize) -> Result<Zeroizing<Vec<u8>>, Refused> {
 pub(crate) fn generate_rsa(bits: usize) -> Result<Zeroizing<Vec<u8>>, Refused> {
     use rsa::pkcs8::EncodePrivateKey as _;
 
-    let key = rsa::PrivateKey::new(&mut Generator(&crate::random::SystemRandom), bits).map_err(|_| Refused)?;
+    let key =
+        rsa::PrivateKey::new(&mut Generator(&crate::random::SystemRandom), bits).map_err(|_| Refused)?;
     let document = key.to_pkcs8_der().map_err(|_| Refused)?;
     Ok(Zeroizing::new(document.as_bytes().to_vec()))
 }

@@ -76,7 +76,9 @@ mod tests {
         let mut zero = [0; 16];
         crypto::aes_cfb_encrypt(&key, &mut zero).unwrap();
         let mut data: Vec<u8> = iv.iter().zip(zero).map(|(iv, zero)| iv ^ zero).collect();
-        data.extend(HEXLOWER.decode(b"6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51").unwrap());
+        data.extend(
+            HEXLOWER.decode(b"6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51").unwrap(),
+        );
         crypto::aes_cfb_encrypt(&key, &mut data).unwrap();
         assert_eq!(data[..16], iv);
         let expected = "3b3fd92eb72dad20333449f8e83cfb4ac8a64537a0b3a93fcde3cdad9f1ce58b";

@@ -416,13 +416,7 @@ pub mod template {
         out
     }
 
-    fn head(
-        kind: u16,
-        attributes: u32,
-        policy: &[u8],
-        symmetric: &[u8],
-        scheme: Option<Scheme>,
-    ) -> Vec<u8> {
+    fn head(kind: u16, attributes: u32, policy: &[u8], symmetric: &[u8], scheme: Option<Scheme>) -> Vec<u8> {
         let mut out = kind.to_be_bytes().to_vec();
         out.extend(Hash::Sha256.id().to_be_bytes());
         out.extend(attributes.to_be_bytes());
@@ -602,7 +596,9 @@ mod tests {
         let public = Public::parse(&point).unwrap();
         let bare = public.key().unwrap();
         assert_eq!(bare.bare()[..3], [4, 0, 1]);
-        assert!(Public::parse(&[&ecc[..ecc.len() - 4], &sized(&[1; 33]), &sized(&[2; 32])].concat()).is_err());
+        assert!(
+            Public::parse(&[&ecc[..ecc.len() - 4], &sized(&[1; 33]), &sized(&[2; 32])].concat()).is_err()
+        );
     }
 
     #[test]

@@ -181,7 +181,8 @@ pub fn inspect(der: &[u8]) -> Result<CertificateInfo, X509Error> {
 /// [`X509Error::Malformed`].
 pub fn allows_purpose(der: &[u8], purpose: &str) -> Result<bool, X509Error> {
     let certificate = parse(der)?;
-    let mut purposes = certificate.extensions().iter().filter(|extension| extension.oid == OID_X509_EXT_EXTENDED_KEY_USAGE);
+    let mut purposes =
+        certificate.extensions().iter().filter(|extension| extension.oid == OID_X509_EXT_EXTENDED_KEY_USAGE);
     Ok(purposes.all(|extension| match extension.parsed_extension() {
         ParsedExtension::ExtendedKeyUsage(usage) => {
             usage.any || usage.other.iter().any(|oid| oid.to_id_string() == purpose)

@@ -18,6 +18,7 @@ use ring as backend;
 
 use backend::agreement;
 use backend::digest;
+use backend::hmac;
 use backend::rand::{SecureRandom as _, SystemRandom};
 use backend::signature::{
     self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair as _, RsaKeyPair, UnparsedPublicKey,
@@ -72,6 +73,77 @@ impl Sha256 {
     }
 }
 
+/// A digest of the SHA-2 family: 256, 384 or 512 bits.
+pub(crate) fn sha2(bits: usize, data: &[u8]) -> Vec<u8> {
+    let algorithm = match bits {
+        256 => &digest::SHA256,
+        384 => &digest::SHA384,
+        _ => &digest::SHA512,
+    };
+    digest::digest(algorithm, data).as_ref().to_vec()
+}
+
+/// HMAC with SHA-256 over these parts.
+pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
+    parts.iter().for_each(|part| context.update(part));
+    context.sign().as_ref().to_vec()
+}
+
+/// AES in the CFB mode with full blocks and a first block of zeros (NIST SP 800-38A, 6.3), in place. The backends do not offer it.
+pub(crate) fn aes_cfb_encrypt(key: &[u8], data: &mut [u8]) -> Result<(), Refused> {
+    fn chained<C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16>>(cipher: &C, data: &mut [u8]) {
+        let mut register = aes::Block::default();
+        for block in data.chunks_mut(16) {
+            cipher.encrypt_block(&mut register);
+            for (byte, pad) in block.iter_mut().zip(register.iter()) {
+                *byte ^= pad;
+            }
+            register[..block.len()].copy_from_slice(block);
+        }
+    }
+    use aes::cipher::consts::U16;
+    use aes::cipher::{BlockCipherEncrypt, BlockSizeUser, KeyInit as _};
+
+    match key.len() {
+        16 => chained(&aes::Aes128::new_from_slice(key).map_err(|_| Refused)?, data),
+        32 => chained(&aes::Aes256::new_from_slice(key).map_err(|_| Refused)?, data),
+        _ => return Err(Refused),
+    }
+    Ok(())
+}
+
+/// Encrypts to an RSA key with OAEP and SHA-256. `key` is a PKCS#1 RSAPublicKey.
+pub(crate) fn rsa_oaep_sha256(
+    key: &[u8],
+    label: &[u8],
+    message: &[u8],
+    random: &dyn crate::random::Random,
+) -> Result<Vec<u8>, Refused> {
+    use rsa::traits::RandomizedEncryptor as _;
+
+    let key = rsa_public(key).ok_or(Refused)?;
+    rsa::oaep::EncryptingKey::<rsa::sha2::Sha256>::new_with_label(key, label)
+        .encrypt_with_rng(&mut Generator(random), message)
+        .map_err(|_| Refused)
+}
+
+fn rsa_public(key: &[u8]) -> Option<rsa::PublicKey> {
+    use rsa::BoxedUint;
+
+    let number =
+        |bytes: &[u8]| BoxedUint::from_be_slice(bytes, u32::try_from(bytes.len() * 8).unwrap_or(0)).ok();
+    let (modulus, exponent) = crate::key::rsa_components(key).ok()?;
+    rsa::PublicKey::new_with_size_limits(number(modulus)?, number(exponent)?, 2048..=8192).ok()
+}
+
+/// Whether two secrets are the same, in a time that depends on their lengths only.
+pub(crate) fn same(one: &[u8], other: &[u8]) -> bool {
+    use subtle::ConstantTimeEq as _;
+
+    one.ct_eq(other).into()
+}
+
 /// Verifies `signature` over `message`. `key` is the subjectPublicKey content: an uncompressed point or a PKCS#1
 /// RSAPublicKey. `false` also when the backend lacks the combination.
 pub(crate) fn verify(
@@ -102,14 +174,9 @@ pub(crate) fn verify(
 /// RSA-PSS with a salt of any length: Go signs with the longest salt that fits, which neither backend verifies.
 /// Only the public key is involved, so nothing secret passes through the RustCrypto code.
 fn verify_pss_any_salt(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
-    use rsa::BoxedUint;
     use rsa::signature::Verifier as _;
 
-    let number =
-        |bytes: &[u8]| BoxedUint::from_be_slice(bytes, u32::try_from(bytes.len() * 8).unwrap_or(0)).ok();
-    let Ok((modulus, exponent)) = crate::key::rsa_components(key) else { return false };
-    let (Some(modulus), Some(exponent)) = (number(modulus), number(exponent)) else { return false };
-    let Ok(key) = rsa::PublicKey::new_with_size_limits(modulus, exponent, 2048..=8192) else { return false };
+    let Some(key) = rsa_public(key) else { return false };
     let Ok(signature) = rsa::pss::Signature::from_bytes_with_max_len(signature, 8192 / 8) else {
         return false;
     };
@@ -277,39 +344,35 @@ pub(crate) fn generate_rsa(bits: usize) -> Result<Zeroizing<Vec<u8>>, Refused> {
 pub(crate) fn generate_rsa(bits: usize) -> Result<Zeroizing<Vec<u8>>, Refused> {
     use rsa::pkcs8::EncodePrivateKey as _;
 
-    let key = rsa::PrivateKey::new(&mut SystemGenerator, bits).map_err(|_| Refused)?;
+    let key =
+        rsa::PrivateKey::new(&mut Generator(&crate::random::SystemRandom), bits).map_err(|_| Refused)?;
     let document = key.to_pkcs8_der().map_err(|_| Refused)?;
     Ok(Zeroizing::new(document.as_bytes().to_vec()))
 }
 
-/// The system's random source in the form that the RSA generator asks for.
-#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
-struct SystemGenerator;
+/// A random source in the form that the RSA crate asks for.
+struct Generator<'a>(&'a dyn crate::random::Random);
 
-#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
-impl rsa::rand_core::TryRng for SystemGenerator {
+impl rsa::rand_core::TryRng for Generator<'_> {
     type Error = std::convert::Infallible;
 
     fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
         let mut bytes = [0; 4];
-        fill_random(&mut bytes);
+        self.0.fill(&mut bytes);
         Ok(u32::from_le_bytes(bytes))
     }
 
     fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
-        let mut bytes = [0; 8];
-        fill_random(&mut bytes);
-        Ok(u64::from_le_bytes(bytes))
+        Ok(self.0.u64())
     }
 
     fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Self::Error> {
-        fill_random(out);
+        self.0.fill(out);
         Ok(())
     }
 }
 
-#[cfg(all(feature = "ring", not(feature = "aws-lc")))]
-impl rsa::rand_core::TryCryptoRng for SystemGenerator {}
+impl rsa::rand_core::TryCryptoRng for Generator<'_> {}
 
 /// The TLS provider of this backend.
 pub(crate) fn tls_provider() -> CryptoProvider {

@@ -28,6 +28,11 @@ impl Sha256 {
     }
 }
 
+/// Whether two secrets are the same. The time that it takes tells nothing of where they differ.
+pub fn same_secret(one: &[u8], other: &[u8]) -> bool {
+    crypto::same(one, other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +45,11 @@ mod tests {
         // FIPS 180-2, appendix B.1.
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(data_encoding::HEXLOWER.encode(&digest.finish()), expected);
+    }
+
+    #[test]
+    fn secrets_are_compared_whole() {
+        assert!(same_secret(b"abc", b"abc") && same_secret(b"", b""));
+        assert!(!same_secret(b"abc", b"abd") && !same_secret(b"abc", b"ab") && !same_secret(b"", b"a"));
     }
 }

@@ -27,6 +27,7 @@ pub mod pem;
 pub mod possession;
 pub mod ssh;
 pub mod tls;
+pub mod tpm;
 pub mod wit;
 pub mod x509;
 

@@ -16,6 +16,7 @@ use crate::node_attestor::http_challenge::{HttpChallenge, SystemResolver};
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::oidc::{KeysError, Oidc};
 use crate::node_attestor::sshpop::{SshPop, SshPopError};
+use crate::node_attestor::tpm_devid::{TpmDevId, TpmDevIdError};
 use crate::node_attestor::x509pop::{X509Pop, X509PopError};
 use crate::store::{Store, StoreConfig};
 use crate::upstream_authority::disk::{Disk, DiskConfig};
@@ -107,6 +108,10 @@ pub fn node_attestors(
         let attestor = SshPop::new(trust_domain.clone(), settings.clone(), random.clone())?;
         attestors = attestors.with(Arc::new(attestor));
     }
+    if let Some(settings) = &settings.tpm_devid {
+        let attestor = TpmDevId::new(trust_domain.clone(), settings, random.clone())?;
+        attestors = attestors.with(Arc::new(attestor));
+    }
     if let Some(settings) = &settings.http_challenge {
         let (resolver, random) = (Arc::new(SystemResolver), random.clone());
         let attestor = HttpChallenge::new(trust_domain.clone(), settings.clone(), resolver, random);
@@ -127,6 +132,9 @@ pub enum NodeAttestorError {
     /// `sshpop`.
     #[error("node_attestor.sshpop: {0}")]
     SshPop(#[from] SshPopError),
+    /// `tpm_devid`.
+    #[error("node_attestor.tpm_devid: {0}")]
+    TpmDevId(#[from] TpmDevIdError),
     /// `oidc`.
     #[error("node_attestor.oidc: {0}")]
     Oidc(#[from] KeysError),
@@ -149,6 +157,11 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
         && let Err(error) = SshPop::check(sshpop)
     {
         problems.push(format!("node_attestor.sshpop: {error}"));
+    }
+    if let Some(tpm_devid) = &config.node_attestor.tpm_devid
+        && let Err(error) = TpmDevId::check(tpm_devid)
+    {
+        problems.push(format!("node_attestor.tpm_devid: {error}"));
     }
     if let Err(error) = Oidc::check(&config.node_attestor.oidc) {
         problems.push(format!("node_attestor.oidc: {error}"));

@@ -7,6 +7,7 @@ use data_encoding::HEXLOWER;
 use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::OID_X509_EXT_EXTENDED_KEY_USAGE;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
@@ -42,6 +43,8 @@ pub struct CertificateInfo {
     pub common_name: Option<String>,
     /// The issuer as RFC 4514 text.
     pub issuer: String,
+    /// The first common name of the issuer.
+    pub issuer_common_name: Option<String>,
     /// The subject key identifier, lower-case hex.
     pub ski: Option<String>,
     /// The authority key identifier, lower-case hex.
@@ -125,12 +128,9 @@ pub fn inspect(der: &[u8]) -> Result<CertificateInfo, X509Error> {
             .map_err(|error| X509Error::Malformed(error.to_string()))?,
         subject: rfc4514(certificate.subject()),
         subject_raw: certificate.subject().as_raw().to_vec(),
-        common_name: certificate
-            .subject()
-            .iter_common_name()
-            .next()
-            .map(|name| String::from_utf8_lossy(name.attr_value().data).into_owned()),
+        common_name: common_name(certificate.subject()),
         issuer: rfc4514(certificate.issuer()),
+        issuer_common_name: common_name(certificate.issuer()),
         ski: None,
         aki: None,
         is_ca: false,
@@ -174,6 +174,23 @@ pub fn inspect(der: &[u8]) -> Result<CertificateInfo, X509Error> {
     Ok(info)
 }
 
+/// Whether a certificate may be used for the purpose with this object identifier: its extended key usages name it, name any
+/// purpose, or are absent (RFC 5280 4.2.1.12).
+///
+/// # Errors
+/// [`X509Error::Malformed`].
+pub fn allows_purpose(der: &[u8], purpose: &str) -> Result<bool, X509Error> {
+    let certificate = parse(der)?;
+    let mut purposes =
+        certificate.extensions().iter().filter(|extension| extension.oid == OID_X509_EXT_EXTENDED_KEY_USAGE);
+    Ok(purposes.all(|extension| match extension.parsed_extension() {
+        ParsedExtension::ExtendedKeyUsage(usage) => {
+            usage.any || usage.other.iter().any(|oid| oid.to_id_string() == purpose)
+        }
+        _ => false,
+    }))
+}
+
 impl CertificateInfo {
     fn read_names(&mut self, names: &[GeneralName<'_>]) {
         for name in names {
@@ -213,6 +230,11 @@ fn trimmed(serial: &[u8]) -> &[u8] {
         [0, rest @ ..] if !rest.is_empty() => rest,
         serial => serial,
     }
+}
+
+fn common_name(name: &X509Name<'_>) -> Option<String> {
+    let first = name.iter_common_name().next();
+    first.map(|name| String::from_utf8_lossy(name.attr_value().data).into_owned())
 }
 
 /// A name as RFC 4514 text: last set first, `+` within a set.

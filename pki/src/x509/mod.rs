@@ -8,7 +8,7 @@ mod profile;
 pub(crate) mod verify;
 
 pub use csr::{CsrError, VerifiedCsr, agent_csr, ca_csr, csr_public_key_unverified, web_csr, workload_csr};
-pub use inspect::{CertificateInfo, KeyUsage, inspect, split_certificates, twin};
+pub use inspect::{CertificateInfo, KeyUsage, allows_purpose, inspect, split_certificates, twin};
 pub use issue::{CaIssuer, X509Issuer, acme_challenge_certificate, self_signed_ca};
 pub use profile::{CaProfile, CaSubject, LeafProfile, Subject};
 pub use verify::{TrustRoots, VerifyError, verify_chain, verify_svid_chain};

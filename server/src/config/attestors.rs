@@ -9,8 +9,8 @@ use bonafide_runtime::config::{HumanDuration, Problems};
 use http::Uri;
 use regex::RegexBuilder;
 
-use super::SshPopSettings;
-use super::raw::{RawHttpChallenge, RawIssuer, RawOidc, RawSshPop};
+use super::raw::{RawHttpChallenge, RawIssuer, RawOidc, RawSshPop, RawTpmDevId};
+use super::{SshPopSettings, TpmDevIdSettings};
 use crate::node_attestor::http_challenge::HttpChallengeSettings;
 use crate::node_attestor::oidc::claims::{ClaimPath, Pattern};
 use crate::node_attestor::oidc::{self, IssuerSettings, KeySource, acceptable};
@@ -37,6 +37,13 @@ pub(super) fn sshpop(raw: RawSshPop, problems: &mut Problems<'_>) -> Option<SshP
         canonical_domain,
         agent_path_template: template?,
     })
+}
+
+pub(super) fn tpm_devid(raw: RawTpmDevId, problems: &mut Problems<'_>) -> Option<TpmDevIdSettings> {
+    let devid_ca_path = problems.required("node_attestor.tpm_devid.devid_ca_path", raw.devid_ca_path);
+    let endorsement_ca_path =
+        problems.required("node_attestor.tpm_devid.endorsement_ca_path", raw.endorsement_ca_path);
+    Some(TpmDevIdSettings { devid_ca_path: devid_ca_path?, endorsement_ca_path: endorsement_ca_path? })
 }
 
 pub(super) fn http_challenge(
@@ -274,6 +281,18 @@ mod tests {
                 |problem| problem.contains("\".Foo\" is not one of .PluginName, .Fingerprint, .Hostname")
             )
         );
+    }
+
+    #[test]
+    fn tpm_devid_needs_the_authorities_of_both_kinds() {
+        let with = |text: &str| problems(&format!("[node_attestor.tpm_devid]\n{text}"));
+        assert!(with("devid_ca_path = \"/d\"\nendorsement_ca_path = \"/e\"").is_empty());
+        let found = with("");
+        assert_eq!(found.len(), 2, "{found:?}");
+        for key in ["devid_ca_path", "endorsement_ca_path"] {
+            let start = format!("node_attestor.tpm_devid.{key}: ");
+            assert!(found.iter().any(|problem| problem.starts_with(&start)), "{found:?}");
+        }
     }
 
     #[test]

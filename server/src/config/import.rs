@@ -36,7 +36,7 @@ const UPSTREAM: &str = "this upstream authority does not exist here: sign this s
                         .vault, or let it be self-signed";
 const ATTESTOR: &str = "this node attestor does not exist here: its agents must attest in another way and then have other SPIFFE IDs, \
                         so entries below them need new parents. For Kubernetes, Google Cloud and Azure see node_attestor.oidc, for \
-                        the rest x509pop, sshpop, http_challenge and join tokens";
+                        the rest x509pop, sshpop, tpm_devid, http_challenge and join tokens";
 const PUBLISHER: &str = "bundles are not published by the server: publish what `bonafide bundle show --format spiffe` prints, \
                          by a timer";
 const ACME: &str = "the server fetches no certificate itself, and does not start without one: let an ACME client such as certbot keep \
@@ -178,6 +178,12 @@ const ROWS: &[Row] = &[
     ),
     row("plugins.NodeAttestor.sshpop.canonical_domain", To(Text, "node_attestor.sshpop.canonical_domain")),
     row("plugins.NodeAttestor.sshpop.agent_path_template", Used),
+    row("plugins.NodeAttestor.tpm_devid", Used),
+    row("plugins.NodeAttestor.tpm_devid.devid_ca_path", To(Text, "node_attestor.tpm_devid.devid_ca_path")),
+    row(
+        "plugins.NodeAttestor.tpm_devid.endorsement_ca_path",
+        To(Text, "node_attestor.tpm_devid.endorsement_ca_path"),
+    ),
     row("plugins.NodeAttestor.http_challenge", Used),
     row(
         "plugins.NodeAttestor.http_challenge.allowed_dns_patterns",
@@ -1010,6 +1016,12 @@ mod tests {
             r#""sshpop" { plugin_data { cert_authorities_path = "f" agent_path_template = "/{{ .Foo }}" } }"#,
         );
         assert_eq!(left(&translation), ["plugins.NodeAttestor.sshpop.agent_path_template"]);
+
+        let (config, translation) =
+            with(r#""tpm_devid" { plugin_data { devid_ca_path = "d" endorsement_ca_path = "e" } }"#);
+        let devid = config.node_attestor.tpm_devid.unwrap();
+        assert_eq!((devid.devid_ca_path, devid.endorsement_ca_path), ("d".into(), "e".into()));
+        assert_eq!(left(&translation), Vec::<&str>::new());
 
         let (config, translation) = with("\"http_challenge\" { }");
         let challenge = config.node_attestor.http_challenge.unwrap();

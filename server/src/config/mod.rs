@@ -198,6 +198,8 @@ pub struct NodeAttestorSettings {
     pub x509pop: Option<X509PopSettings>,
     /// SSH proof of possession; `None` when it is not configured.
     pub sshpop: Option<SshPopSettings>,
+    /// Device identities in TPMs; `None` when they are not configured.
+    pub tpm_devid: Option<TpmDevIdSettings>,
     /// HTTP challenges; `None` when they are not configured.
     pub http_challenge: Option<HttpChallengeSettings>,
     /// Issuers whose tokens are accepted.
@@ -215,6 +217,15 @@ pub struct SshPopSettings {
     pub canonical_domain: Option<String>,
     /// How the agent's SPIFFE ID is made.
     pub agent_path_template: Template,
+}
+
+/// Device identities in TPMs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TpmDevIdSettings {
+    /// PEM file with the authorities of device identities.
+    pub devid_ca_path: PathBuf,
+    /// PEM file with the authorities of manufacturers of TPMs.
+    pub endorsement_ca_path: PathBuf,
 }
 
 /// X.509 proof of possession.
@@ -694,12 +705,14 @@ fn store(raw: RawStore, data_dir: &Path, problems: &mut Problems<'_>) -> Option<
 fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorSettings> {
     let x509pop = raw.x509pop.map(|raw| x509pop(raw, problems));
     let sshpop = raw.sshpop.map(|raw| attestors::sshpop(raw, problems));
+    let tpm_devid = raw.tpm_devid.map(|raw| attestors::tpm_devid(raw, problems));
     let http_challenge = raw.http_challenge.map(|raw| attestors::http_challenge(raw, problems));
     let oidc = raw.oidc.map(|raw| attestors::oidc(raw, problems));
     Some(NodeAttestorSettings {
         join_token: raw.join_token.enabled.unwrap_or(true),
         x509pop: x509pop.map_or(Some(None), |settings| settings.map(Some))?,
         sshpop: sshpop.map_or(Some(None), |settings| settings.map(Some))?,
+        tpm_devid: tpm_devid.map_or(Some(None), |settings| settings.map(Some))?,
         http_challenge: http_challenge.map_or(Some(None), |settings| settings.map(Some))?,
         oidc: oidc.unwrap_or(Some(Vec::new()))?,
     })
@@ -944,7 +957,7 @@ mod tests {
             "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
-             [node_attestor.sshpop]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
+             [node_attestor.sshpop]\n[node_attestor.tpm_devid]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
              [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()

@@ -135,6 +135,7 @@ raw! {
         join_token: RawJoinToken,
         x509pop: Option<RawX509Pop>,
         sshpop: Option<RawSshPop>,
+        tpm_devid: Option<RawTpmDevId>,
         http_challenge: Option<RawHttpChallenge>,
         oidc: Option<RawOidc>,
     }
@@ -156,6 +157,10 @@ raw! {
         cert_authorities_path: Option<PathBuf>,
         canonical_domain: Option<String>,
         agent_path_template: Option<String>,
+    }
+    RawTpmDevId {
+        devid_ca_path: Option<PathBuf>,
+        endorsement_ca_path: Option<PathBuf>,
     }
     RawHttpChallenge {
         allowed_dns_patterns: Vec<String>,

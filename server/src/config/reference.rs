@@ -340,6 +340,19 @@ pub const FIELDS: &[Field] = &[
          base64url), `.Hostname`, `.KeyId`, `.Serial`, `.ValidPrincipals` (a list). [Templates](node-attestors.md#agent-path-templates).",
     ),
     field(
+        "node_attestor.tpm_devid.devid_ca_path",
+        "path",
+        "required",
+        "PEM file with the authorities that sign certificates of device identities (DevID).",
+    ),
+    field(
+        "node_attestor.tpm_devid.endorsement_ca_path",
+        "path",
+        "required",
+        "PEM file with the authorities of TPM manufacturers, including those that sign endorsement certificates directly: nodes \
+         send no intermediates for them.",
+    ),
+    field(
         "node_attestor.http_challenge.allowed_dns_patterns",
         "list of regular expressions",
         "all names",

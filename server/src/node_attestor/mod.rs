@@ -10,6 +10,7 @@ mod json;
 pub mod oidc;
 pub mod sshpop;
 pub mod template;
+pub mod tpm_devid;
 pub mod x509pop;
 
 use std::collections::BTreeMap;

@@ -144,6 +144,19 @@ pub(crate) fn same(one: &[u8], other: &[u8]) -> bool {
     one.ct_eq(other).into()
 }
 
+/// SHA-384, as reports of devices are signed and measured with.
+pub(crate) fn sha384(data: &[u8]) -> [u8; 48] {
+    let mut out = [0; 48];
+    out.copy_from_slice(digest::digest(&digest::SHA384, data).as_ref());
+    out
+}
+
+/// Verifies an ECDSA signature on P-384 with SHA-384 that is written as r and s of 48 bytes each. `key` is the
+/// uncompressed point.
+pub(crate) fn verify_p384_fixed(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, key).verify(message, signature).is_ok()
+}
+
 /// Verifies `signature` over `message`. `key` is the subjectPublicKey content: an uncompressed point or a PKCS#1
 /// RSAPublicKey. `false` also when the backend lacks the combination.
 pub(crate) fn verify(

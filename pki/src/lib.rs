@@ -19,6 +19,7 @@ mod random;
 
 pub mod bundle;
 pub mod digest;
+pub mod evidence;
 pub mod jwk;
 pub mod jwt;
 pub mod key_manager;

@@ -212,7 +212,7 @@ impl CertificateInfo {
     }
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<X509Certificate<'_>, X509Error> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<X509Certificate<'_>, X509Error> {
     let malformed = |what: String| Err(X509Error::Malformed(what));
     match X509Certificate::from_der(bytes) {
         // The parser looks at the number of the outermost tag and not at its class, which others do.

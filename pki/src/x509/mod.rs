@@ -1,7 +1,7 @@
 //! X.509-SVIDs: requests, issuing, reading, verifying (SPIFFE X509-SVID standard, RFC 5280).
 
 mod csr;
-mod inspect;
+pub(crate) mod inspect;
 mod issue;
 mod name;
 mod profile;

@@ -6,6 +6,7 @@
 
 mod bundles;
 mod csr;
+mod evidence;
 mod hostile;
 mod issuing;
 mod key_managers;

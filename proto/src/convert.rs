@@ -97,6 +97,10 @@ pub enum ConvertError {
     /// An entry without selectors would match every process.
     #[error("selector list is empty")]
     NoSelectors,
+    /// A selector or a DNS name stands twice. An entry without the second one is not what the client asked for: one
+    /// that compares what it wants with what there is would change it for ever.
+    #[error("{0:?} is given twice, leave one out")]
+    Twice(String),
     /// A DNS name could not stand in a certificate.
     #[error("invalid DNS name: {0}")]
     DnsName(DnsNameError),

@@ -39,6 +39,9 @@ pub struct Settings {
     pub authority_extra: String,
     /// Further lines for the server's configuration: of the `ratelimit` table, then tables of their own.
     pub server_extra: String,
+    /// Further lines for the `admin` table of the agent's configuration, then tables of their own. `{folder}` stands for
+    /// the deployment's folder.
+    pub agent_extra: String,
     /// Where the files go; a new temporary folder when absent.
     pub folder: Option<PathBuf>,
 }
@@ -56,6 +59,7 @@ impl Default for Settings {
             store: "sled".to_owned(),
             authority_extra: String::new(),
             server_extra: String::new(),
+            agent_extra: String::new(),
             folder: None,
         }
     }
@@ -126,6 +130,11 @@ impl Deployment {
         self.folder().join("server/private/api.sock")
     }
 
+    /// The agent's administration socket.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.folder().join("agent/private/admin.sock")
+    }
+
     /// The port of the server.
     pub fn port(&self) -> u16 {
         self.port
@@ -191,13 +200,14 @@ bundle_file = "{folder}/bundle.pem"
 socket = "{folder}/agent/public/api.sock"
 [admin]
 socket = "{folder}/agent/private/admin.sock"
-[workload_attestor.unix]
+{extra}[workload_attestor.unix]
 discover_workload_path = true
 [node_attestor.join_token]
 "#,
             td = self.settings.trust_domain,
             sync = self.settings.sync_interval,
             port = self.port,
+            extra = self.settings.agent_extra.replace("{folder}", &folder.to_string()),
         );
         if let Some(token) = token {
             let _ = writeln!(text, "token = \"{token}\"");

@@ -310,6 +310,8 @@ async fn all_bundles_of_the_agent_are_pushed() {
     let server = FakeServer::start().await;
     {
         let mut state = server.lock();
+        // Keys for other tokens do not belong to those for JWT-SVIDs.
+        state.support_wit();
         state.add(my_entry("d", "/delegate").build());
         // The delegate itself federates with nobody.
         let other = EntryBuilder::new("e1").spiffe_id("/one").selectors(["k8s:ns:a"]).build();

@@ -11,6 +11,7 @@ use bonafide_pki::tls::{
     server_config, server_config_for, server_name,
 };
 use bonafide_pki::{KeyType, LeafProfile, Signer, TrustRoots, X509Issuer};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 
 use crate::support::{Role, at, authority, domain, id, key, profile, web};
@@ -83,7 +84,12 @@ fn refused(error: rustls::Error) -> String {
 
 /// A handshake, then a byte in each direction.
 fn connect(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Outcome {
-    let mut client = ClientConnection::new(client.clone(), server_name()).unwrap();
+    connect_to(server_name(), client, server)
+}
+
+/// The same, with the name that the client sends.
+fn connect_to(name: ServerName<'static>, client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Outcome {
+    let mut client = ClientConnection::new(client.clone(), name).unwrap();
     let mut server = ServerConnection::new(server.clone()).unwrap();
     client.writer().write_all(b"c").unwrap();
     let (mut client_error, mut server_error) = (None, None);
@@ -140,6 +146,25 @@ fn both_sides_show_and_verify_for_every_pair_of_key_kinds() {
             let shown: Vec<&[u8]> = server.peer_certificates().unwrap().iter().map(AsRef::as_ref).collect();
             assert_eq!(shown, holder.current().unwrap().chain().collect::<Vec<_>>());
         }
+    }
+}
+
+/// Agents dial names and addresses, and others send whatever they like: who a server is says its SPIFFE ID.
+#[test]
+fn the_server_shows_its_svid_whatever_name_is_asked_for() {
+    let clock = Clock::new();
+    let issuer = authority(KeyType::EcP256);
+    let trust = trust(&[&issuer]);
+    let holder = SvidHolder::new(svid(&issuer, &server_id(), KeyType::EcP256));
+    let server = server_config(holder.clone(), trust.clone(), ClientAuth::OptionalSpiffe, clock.now());
+    // Of an address no name is sent.
+    for name in ["somewhere.example.org", "localhost", "other.test", "127.0.0.1", "::1"] {
+        let client = client_config(None, trust.clone(), PeerCheck::ServerId(server_id()), clock.now());
+        let (client, server) = connect_to(ServerName::try_from(name).unwrap(), &client, &server).both();
+        let sent = server.server_name();
+        assert_eq!(sent, Some(name).filter(|name| name.parse::<std::net::IpAddr>().is_err()));
+        let shown: Vec<&[u8]> = client.peer_certificates().unwrap().iter().map(AsRef::as_ref).collect();
+        assert_eq!(shown, holder.current().unwrap().chain().collect::<Vec<_>>(), "{name}");
     }
 }
 

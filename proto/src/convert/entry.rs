@@ -3,6 +3,8 @@
 //! A client's entry becomes a [`NewEntry`], which lacks what only the server decides; an update goes field by field
 //! into an existing entry, and only when every field was good. Both share one reader for each field.
 
+use std::collections::BTreeSet;
+
 use bonafide_identity::{
     DnsName, Entry, EntryError, EntryId, MAX_ENTRY_ID, MAX_HINT, Selector, SelectorSet, SpiffeId, Timestamp,
     TrustDomain,
@@ -225,7 +227,11 @@ pub fn entry_from_server(wire: &types::Entry) -> Result<Entry, ConvertError> {
         admin: wire.admin,
         downstream: wire.downstream,
         expires_at: instant_or_never(wire.expires_at),
-        dns_names: dns_names(wire)?,
+        dns_names: wire
+            .dns_names
+            .iter()
+            .map(|name| DnsName::parse(name).map_err(ConvertError::DnsName))
+            .collect::<Result<_, _>>()?,
         revision: wire.revision_number,
         created_at: instant(wire.created_at),
         store_svid: wire.store_svid,
@@ -235,6 +241,9 @@ pub fn entry_from_server(wire: &types::Entry) -> Result<Entry, ConvertError> {
         spiffe_id,
     })
 }
+
+/// In characters.
+const LONGEST_QUOTE: usize = 256;
 
 const PARENT_ID: &str = "invalid parent ID";
 const SPIFFE_ID: &str = "invalid spiffe ID";
@@ -278,19 +287,30 @@ fn selectors(wire: &types::Entry) -> Result<SelectorSet, ConvertError> {
     if wire.selectors.is_empty() {
         return Err(ConvertError::NoSelectors);
     }
-    selectors_from_wire(&wire.selectors).map_err(ConvertError::Selector)
+    let set = selectors_from_wire(&wire.selectors).map_err(ConvertError::Selector)?;
+    if set.len() < wire.selectors.len() {
+        let texts = wire.selectors.iter().map(|selector| format!("{}:{}", selector.r#type, selector.value));
+        return Err(ConvertError::Twice(repeated(texts)));
+    }
+    Ok(set)
 }
 
+/// In their order, since the first becomes the common name.
 fn dns_names(wire: &types::Entry) -> Result<Box<[DnsName]>, ConvertError> {
-    let mut names: Vec<DnsName> = Vec::with_capacity(wire.dns_names.len());
-    for name in &wire.dns_names {
-        let name = DnsName::parse(name).map_err(ConvertError::DnsName)?;
-        // In their order, since the first becomes the common name; a name that stands twice says nothing.
-        if !names.contains(&name) {
-            names.push(name);
-        }
+    let names = wire.dns_names.iter().map(|name| DnsName::parse(name).map_err(ConvertError::DnsName));
+    let names = names.collect::<Result<Vec<_>, _>>()?;
+    if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
+        return Err(ConvertError::Twice(repeated(names.iter().map(|name| name.as_str().to_owned()))));
     }
     Ok(names.into())
+}
+
+/// The first text that stands twice, not more of it than a person reads.
+fn repeated(texts: impl Iterator<Item = String>) -> String {
+    let mut seen = BTreeSet::new();
+    let mut texts = texts;
+    let twice = texts.find(|text| !seen.insert(text.clone())).unwrap_or_default();
+    twice.chars().take(LONGEST_QUOTE).collect()
 }
 
 fn federates_with(wire: &types::Entry) -> Result<Box<[TrustDomain]>, ConvertError> {

@@ -378,7 +378,7 @@ impl Answer {
             errors: Vec<String>,
         }
         let said = serde_json::from_slice(&self.body).map(|Errors { errors }| errors.join("; "));
-        let said: String = said.unwrap_or_default().chars().take(MOST_WORDS).collect();
+        let said = one_line(&said.unwrap_or_default());
         Err(failed(format!("{}: {} {said}", self.what, self.status)))
     }
 }
@@ -474,6 +474,12 @@ fn parsed<'a, T: Deserialize<'a>>(what: &str, body: &'a [u8]) -> Result<T, Upstr
     })
 }
 
+/// The words of the other side, in one line and not too many: they go into a log.
+fn one_line(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST_WORDS).collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 async fn exchange_over(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
@@ -553,6 +559,21 @@ mod tests {
         {
             assert!(text.parse::<VaultAddress>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_vault_says_stays_in_one_line() {
+        let said =
+            json!({ "errors": ["1 error occurred:\n\t* permission denied\n\n", "\u{1b}[31mforged\r\n"] });
+        let answer = Answer {
+            what: "here".to_owned(),
+            status: StatusCode::FORBIDDEN,
+            body: Bytes::from(said.to_string()),
+        };
+        let refused = answer.accepted().unwrap_err().to_string();
+        let expected = "here: 403 Forbidden 1 error occurred: * permission denied ; [31mforged";
+        assert!(refused.ends_with(expected), "{refused:?}");
+        assert!(one_line(&"x".repeat(MOST_WORDS + 1)).len() == MOST_WORDS);
     }
 
     fn text(der: &[u8]) -> String {

@@ -37,7 +37,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: interop suite|watch|serve|dial|bundle-certificate|bundle-fetch|bundle-serve [flags]")
+		fmt.Fprintln(os.Stderr, "usage: interop suite|watch|serve|dial|delegate|broker|registrar|bundle-certificate|bundle-fetch|bundle-serve [flags]")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -52,6 +52,12 @@ func main() {
 		err = serve(ctx, os.Args[2:])
 	case "dial":
 		err = dial(ctx, os.Args[2:])
+	case "delegate":
+		err = delegate(ctx, os.Args[2:])
+	case "broker":
+		err = brokerClient(ctx, os.Args[2:])
+	case "registrar":
+		err = registrar(ctx, os.Args[2:])
 	case "bundle-certificate":
 		err = bundleCertificate(os.Args[2:])
 	case "bundle-fetch":

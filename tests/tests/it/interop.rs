@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bonafide_tests::{Deployment, Settings, skipped};
@@ -145,6 +145,124 @@ fn go_spiffetls_both_ways() {
         assert!(json["handshakes"].as_u64().unwrap() > 20, "{report}");
         assert!(json["peer_svids"].as_u64().unwrap() >= 2, "no rotation was seen: {report}");
     }
+}
+
+/// A process that others ask about.
+struct Subject(Child);
+
+impl Subject {
+    fn start(program: &Path) -> Self {
+        Self(Command::new(program).arg("1000").stdin(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `sleep` under a path of its own, so that nobody else has its selector.
+fn sleeper(place: &Path) -> PathBuf {
+    let found = run(Command::new("sh").args(["-c", "command -v sleep"])).unwrap();
+    let program = place.join("sleep");
+    fs::copy(found.trim(), &program).unwrap();
+    program
+}
+
+#[test]
+fn go_delegates() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(program) = built_go(place.path()) else { return skipped("go_delegates", "no Go toolchain") };
+    let agent_extra = "authorized_delegates = [\"spiffe://example.org/delegate\"]\n".to_owned();
+    let deployment = Deployment::start(Settings { agent_extra, ..Settings::default() }).unwrap();
+    let [other, unknown] = ["interop-go-2", "interop-go-3"].map(|name| {
+        let copy = place.path().join(name);
+        fs::copy(&program, &copy).unwrap();
+        copy
+    });
+    let subject = sleeper(place.path());
+    deployment.register("/delegate", &selector(&program)).unwrap();
+    deployment.register("/other", &selector(&other)).unwrap();
+    deployment.register("/one", &selector(&subject)).unwrap();
+    deployment.register("/two", &selector(&subject)).unwrap();
+    let process = Subject::start(&subject);
+    let pid = process.0.id().to_string();
+    let admin = deployment.admin_socket();
+    let ask = |program: &Path, more: &[&str]| {
+        run(Command::new(program)
+            .args(["delegate", "-pid", &pid, "-selectors", &selector(&subject), "-admin"])
+            .arg(&admin)
+            .args(more))
+    };
+    // They come in the order of the identifiers of their entries, which are random.
+    let ids = entitled(&deployment, &selector(&subject));
+    let text = ask(&program, &["-expect", &ids]).unwrap();
+    assert!(text.contains("PASS"), "{text}");
+    for (program, words) in
+        [(&other, "caller not configured as an authorized delegate"), (&unknown, "no identity issued")]
+    {
+        let text = ask(program, &["-refused", words]).unwrap();
+        assert!(text.contains("PASS"), "{text}");
+    }
+}
+
+/// The SPIFFE IDs of the entries with this selector, in the order of the entries' identifiers.
+fn entitled(deployment: &Deployment, selector: &str) -> String {
+    let listed = deployment.cli(&["entry", "list", "--selector", selector]).unwrap();
+    let mut found: Vec<(&str, &str)> = listed["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| (entry["id"].as_str().unwrap(), entry["spiffe_id"].as_str().unwrap()))
+        .collect();
+    found.sort_unstable();
+    found.into_iter().map(|(_, id)| id).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn go_brokers() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(program) = built_go(place.path()) else { return skipped("go_brokers", "no Go toolchain") };
+    let agent_extra = "[broker]\nsocket = \"{folder}/agent/broker/broker.sock\"\n\
+        [[broker.brokers]]\nid = \"spiffe://example.org/broker\"\nallowed_reference_types = \
+        [{ type_url = \"type.googleapis.com/spiffe.broker.WorkloadPIDReference\" }]\n"
+        .to_owned();
+    let deployment = Deployment::start(Settings { agent_extra, ..Settings::default() }).unwrap();
+    let other = place.path().join("interop-go-2");
+    fs::copy(&program, &other).unwrap();
+    let subject = sleeper(place.path());
+    deployment.register("/broker", &selector(&program)).unwrap();
+    deployment.register("/other", &selector(&other)).unwrap();
+    deployment.register("/one", &selector(&subject)).unwrap();
+    deployment.register("/two", &selector(&subject)).unwrap();
+    let process = Subject::start(&subject);
+    let ids = entitled(&deployment, &selector(&subject));
+    let ask = |program: &Path, more: &[&str]| {
+        run(Command::new(program)
+            .args(["broker", "-pid", &process.0.id().to_string(), "-selectors", &selector(&subject)])
+            .args(["-agent", &deployment.agent_id().unwrap(), "-socket"])
+            .arg(deployment.folder().join("agent/broker/broker.sock"))
+            .args(more)
+            .env("SPIFFE_ENDPOINT_SOCKET", deployment.endpoint()))
+    };
+    let text = ask(&program, &["-expect", &ids]).unwrap();
+    assert!(text.contains("PASS"), "{text}");
+    let text = ask(&other, &["-refused"]).unwrap();
+    assert!(text.contains("PASS"), "{text}");
+}
+
+/// The calls of spire-controller-manager, as the real one made them.
+#[test]
+fn go_registrar() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(program) = built_go(place.path()) else { return skipped("go_registrar", "no Go toolchain") };
+    let mut deployment = Deployment::prepare(Settings::default()).unwrap();
+    deployment.start_server().unwrap();
+    let text =
+        run(Command::new(&program).args(["registrar", "-socket"]).arg(deployment.server_socket())).unwrap();
+    assert!(text.contains("PASS"), "{text}");
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says why by panicking")]
 
+mod authority;
+mod contract;
 mod demo;
 mod differential;
 mod durability;

@@ -127,6 +127,14 @@ fn entries() {
         refuse(|wire| wire.federates_with = vec![String::new()]),
         converted("invalid federated trust domain: trust domain is missing")
     );
+    assert_eq!(
+        refuse(|wire| wire.selectors.push(wire.selectors[0].clone())),
+        converted("\"unix:uid:1000\" is given twice, leave one out")
+    );
+    assert_eq!(
+        refuse(|wire| wire.dns_names = ["a.test", "b.test", "a.test"].map(String::from).into()),
+        converted("\"a.test\" is given twice, leave one out")
+    );
     assert!(refuse(|wire| wire.dns_names = vec!["a..b".into()]).0.starts_with("invalid DNS name: "));
     assert_eq!(
         refuse(|wire| wire.hint = "h".repeat(1025)),
@@ -184,7 +192,6 @@ fn accepted_entries() {
     wire.hint = "h".repeat(1024);
     wire.federates_with = vec!["z.test".into(), "spiffe://a.test".into(), "a.test".into()];
     wire.dns_names = vec!["z.test".into(), "a.test".into()];
-    wire.selectors.push(wire.selectors[0].clone());
     let new = entry_from_wire(&wire, &td("td")).unwrap();
     assert_eq!(new.id, None);
     let drawn = entry().id;

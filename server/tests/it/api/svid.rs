@@ -297,6 +297,24 @@ async fn a_batch_gives_each_item_its_own_answer() {
 }
 
 #[tokio::test]
+async fn a_batch_is_at_most_what_may_be_signed_in_a_second() {
+    let server = TestServer::start_with("[ratelimit]").await;
+    let (_, mut client) = agent(&server).await;
+    // Items that cost nothing but their place.
+    let x509 =
+        |number| pb::BatchNewX509svidRequest { params: vec![pb::NewX509svidParams::default(); number] };
+    let wit = |number| pb::BatchNewWitsvidRequest { params: vec![pb::NewWitsvidParams::default(); number] };
+    let text = "rate (501) exceeds burst size (500)";
+    let refused = client.batch_new_x509svid(x509(501)).await;
+    assert_refused(refused.map(drop), Code::ResourceExhausted, text);
+    let refused = client.batch_new_witsvid(wit(501)).await;
+    assert_refused(refused.map(drop), Code::ResourceExhausted, text);
+    // What was refused has cost nothing, and the two rpcs share nothing.
+    assert_eq!(client.batch_new_x509svid(x509(500)).await.unwrap().into_inner().results.len(), 500);
+    assert_eq!(client.batch_new_witsvid(wit(500)).await.unwrap().into_inner().results.len(), 500);
+}
+
+#[tokio::test]
 async fn entitlement_is_that_of_the_moment() {
     let server = TestServer::start().await;
     let (agent, mut client) = agent(&server).await;

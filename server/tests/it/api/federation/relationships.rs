@@ -71,7 +71,7 @@ async fn the_enclosed_bundle_becomes_that_of_the_trust_domain() {
     assert_eq!(results[0].2.as_ref(), Some(&wanted));
     assert!(has(bundle(&server, "b.org").as_ref(), &certificate));
 
-    // [Q] a second one is an internal error, and its bundle is not stored.
+    // As SPIRE does it: a second one is an internal error, and its bundle is not stored.
     let mut second = Bundle::empty(td("b.org"));
     second.sequence_number = 9;
     let results = create(&server, vec![with_bundle(web("b.org", NOWHERE), &second)]).await;
@@ -140,7 +140,7 @@ async fn updates_write_what_the_mask_names() {
     assert_eq!(status.code, 0);
     assert_eq!(found.unwrap(), with_bundle(spiffe("b.org", NOWHERE, "spiffe://c.org/y"), &enclosed));
     assert_eq!(bundle(&server, "b.org").unwrap().sequence_number, 3);
-    // [Q] an unknown one is an internal error, and its bundle is not stored.
+    // As SPIRE does it: an unknown one is an internal error, and its bundle is not stored.
     let unknown = Bundle::empty(td("x.org"));
     let (status, found) = update(with_bundle(web("x.org", NOWHERE), &unknown), None).await;
     assert_eq!((status.code, found), (Code::Internal as i32, None));

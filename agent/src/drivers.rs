@@ -13,6 +13,8 @@ use crate::node_attestor::oidc::Oidc;
 use crate::node_attestor::sshpop::SshPop;
 use crate::node_attestor::x509pop::X509Pop;
 use crate::workload_attestor::docker::Docker;
+use crate::workload_attestor::gpu::Gpu;
+use crate::workload_attestor::k8s::K8s;
 use crate::workload_attestor::systemd::Systemd;
 use crate::workload_attestor::unix::Unix;
 use crate::workload_attestor::{WorkloadAttestor, WorkloadAttestors};
@@ -35,12 +37,22 @@ pub(crate) fn workload_attestors(
     config: &[WorkloadAttestorConfig],
     clock: &SharedClock,
 ) -> WorkloadAttestors {
-    let attestor = |config: &WorkloadAttestorConfig| -> Arc<dyn WorkloadAttestor> {
-        match config {
+    // What both attestors of pods ask for, they ask for once.
+    let pods = config.iter().find_map(|config| match config {
+        WorkloadAttestorConfig::K8s(config) => Some(config.pods()),
+        _ => None,
+    });
+    let attestor = |config: &WorkloadAttestorConfig| -> Option<Arc<dyn WorkloadAttestor>> {
+        Some(match config {
             WorkloadAttestorConfig::Unix(config) => Arc::new(Unix::new(config.clone(), Arc::clone(clock))),
             WorkloadAttestorConfig::Systemd(config) => Arc::new(Systemd::new(config.clone())),
             WorkloadAttestorConfig::Docker(config) => Arc::new(Docker::new(config.clone())),
-        }
+            WorkloadAttestorConfig::K8s(config) => Arc::new(K8s::new(config, Arc::clone(pods.as_ref()?))),
+            // The configuration is refused when it has this without the other.
+            WorkloadAttestorConfig::Gpu(config) => {
+                Arc::new(Gpu::new(config.clone(), Arc::clone(pods.as_ref()?)))
+            }
+        })
     };
-    WorkloadAttestors::new(config.iter().map(attestor).collect())
+    WorkloadAttestors::new(config.iter().filter_map(attestor).collect())
 }

@@ -53,6 +53,22 @@ pub const AGENT_METRICS: &[MetricDoc] = &[
         &[],
         "How long it took to attest a caller.",
     ),
+    doc(
+        KUBELET_REQUESTS,
+        MetricKind::Counter,
+        "",
+        &["api", "result"],
+        "Questions to the kubelet, by where it was asked: `pods` (its HTTP port), `pods_api` or `pod_resources`, and `ok` or `failed`. \
+         Callers who ask at the same time share one.",
+    ),
+    doc(
+        GPU_WITHHELD,
+        MetricKind::Counter,
+        "",
+        &["reason"],
+        "Attestations that gave no `gpu` selectors because allocations were not certain: `pod` (the caller's pod is not known), \
+         `kubelet` (allocations cannot be read), `devices` (they make no sense) or `unsteady` (the pod changed at each look).",
+    ),
     doc(ENTRIES, MetricKind::Gauge, "", &[], "Entries that the agent is entitled to."),
     doc(SVIDS, MetricKind::Gauge, "", &["kind"], "SVIDs that are kept, by kind: `x509`, `jwt` or `wit`."),
     doc(
@@ -114,6 +130,8 @@ const WORKLOAD_STREAMS: &str = "bonafide_agent_workload_api_streams";
 const WORKLOAD_UPDATES: &str = "bonafide_agent_workload_api_updates_total";
 const WORKLOAD_ATTESTATIONS: &str = "bonafide_agent_workload_attestations_total";
 const WORKLOAD_ATTESTATION_SECONDS: &str = "bonafide_agent_workload_attestation_seconds";
+const KUBELET_REQUESTS: &str = "bonafide_agent_kubelet_requests_total";
+const GPU_WITHHELD: &str = "bonafide_agent_gpu_withheld_total";
 const ENTRIES: &str = "bonafide_agent_entries";
 const SVIDS: &str = "bonafide_agent_svids";
 const SVIDS_SIGNED: &str = "bonafide_agent_svids_signed_total";
@@ -157,6 +175,15 @@ pub(crate) fn workload_updated(method: &'static str) {
 pub(crate) fn workload_attested(result: &'static str, took: Duration) {
     metrics::counter!(WORKLOAD_ATTESTATIONS, "result" => result).increment(1);
     metrics::histogram!(WORKLOAD_ATTESTATION_SECONDS).record(took.as_secs_f64());
+}
+
+pub(crate) fn kubelet_asked(api: &'static str, ok: bool) {
+    metrics::counter!(KUBELET_REQUESTS, "api" => api, "result" => if ok { "ok" } else { "failed" })
+        .increment(1);
+}
+
+pub(crate) fn gpu_withheld(reason: &'static str) {
+    metrics::counter!(GPU_WITHHELD, "reason" => reason).increment(1);
 }
 
 pub(crate) fn entries(count: usize) {

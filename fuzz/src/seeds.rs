@@ -50,6 +50,7 @@ const TARGETS: [(&str, Check); 18] = [
     ("foreign_token", crate::foreign_token::check),
     ("jwks", crate::jwks::check),
     ("jwt", crate::jwt::check),
+    ("kubelet_facts", crate::kubelet_facts::check),
     ("pem_and_certificate", crate::pem_and_certificate::check),
     ("proxy_header", crate::proxy_header::check),
     ("server_records", crate::server_records::check),
@@ -149,6 +150,7 @@ fn seeds(target: &str) -> Seeds {
         "jwks" => jwks(),
         "federation" => federation(),
         "jwt" => jwt(),
+        "kubelet_facts" => kubelet_facts(),
         "pem_and_certificate" => pem_and_certificate(),
         "proxy_header" => proxy_header(),
         "server_records" => records(),
@@ -670,6 +672,104 @@ fn workload_facts() -> Seeds {
         ("container.json", container.to_string().into_bytes()),
         ("image.json", format!(r#"{{"Id":"sha256:{b}","RepoTags":null}}"#).into_bytes()),
         ("refused-answer.json", br#"{"message":"No such container"}"#.to_vec()),
+    ]
+    .into()
+}
+
+fn kubelet_facts() -> Seeds {
+    use bonafide_proto::kubelet::core::{
+        ContainerState, ContainerStateRunning, ContainerStatus, ObjectMeta, Pod, PodSpec, PodStatus,
+    };
+    use bonafide_proto::kubelet::podresources::{
+        CdiDevice, ClaimResource, ContainerDevices, ContainerResources, DynamicResource,
+        ListPodResourcesResponse, PodResources,
+    };
+
+    use crate::kubelet_facts::ID;
+
+    let uid = "2c48913c-b29f-11e7-9350-020968147796";
+    let escaped = uid.replace('-', "_");
+    let text = |text: String| text.into_bytes();
+    let json = serde_json::json!({"items": [{
+        "metadata": {"uid": uid, "name": "web-0", "namespace": "shop", "labels": {"app": "web", "bad": "x\ny"},
+            "ownerReferences": [{"kind": "Job", "name": "j", "uid": "u"}]},
+        "spec": {"serviceAccountName": "cart", "nodeName": "n", "volumes": [{"name": "d", "hostPath": {"path": "/dev"}}],
+            "containers": [{"name": "main", "securityContext": {"privileged": true}}]},
+        "status": {"ephemeralContainerStatuses": [{"name": "main", "image": "a:1", "imageID": "a@sha256:0",
+            "containerID": format!("containerd://{ID}"), "state": {"running": {}}}]}
+    }]});
+    let status = ContainerStatus {
+        name: "main".to_owned(),
+        state: Some(ContainerState { running: Some(ContainerStateRunning {}), terminated: None }),
+        image: "a:1".to_owned(),
+        image_id: "a@sha256:0".to_owned(),
+        container_id: format!("cri-o://{ID}"),
+    };
+    let pod = Pod {
+        metadata: Some(ObjectMeta {
+            name: "web-0".to_owned(),
+            namespace: "shop".to_owned(),
+            uid: uid.to_owned(),
+            labels: [("app".to_owned(), "web".to_owned())].into(),
+            owner_references: Vec::new(),
+        }),
+        spec: Some(PodSpec { service_account_name: "cart".to_owned(), ..PodSpec::default() }),
+        status: Some(PodStatus { container_statuses: vec![status], ..PodStatus::default() }),
+    };
+    let gpu = "GPU-aaaaaaaa-0000-0000-0000-000000000001";
+    let list = |ids: &[&str], driver: &str| {
+        let devices = ContainerDevices {
+            resource_name: "nvidia.com/gpu".to_owned(),
+            device_ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        };
+        let part = ClaimResource {
+            cdi_devices: vec![CdiDevice { name: format!("k8s.gpu.nvidia.com/claim={uid}-gpu-1") }],
+            driver_name: driver.to_owned(),
+            pool_name: "n".to_owned(),
+            device_name: "gpu-1".to_owned(),
+            share_id: None,
+        };
+        let claim = DynamicResource {
+            claim_name: "c".to_owned(),
+            claim_namespace: "shop".to_owned(),
+            claim_resources: vec![part],
+        };
+        let container = ContainerResources {
+            name: "main".to_owned(),
+            devices: vec![devices],
+            dynamic_resources: vec![claim],
+        };
+        let pod = |name: &str| PodResources {
+            name: name.to_owned(),
+            namespace: "shop".to_owned(),
+            containers: vec![container.clone()],
+        };
+        ListPodResourcesResponse { pod_resources: vec![pod("web-0"), pod("web-1")] }.encode_to_vec()
+    };
+    [
+        ("cgroupfs.txt", text(format!("0::/kubepods/burstable/pod{uid}/{ID}\n"))),
+        (
+            "systemd.txt",
+            text(format!("0::/kubepods.slice/kubepods-pod{escaped}.slice/cri-containerd-{ID}.scope\n")),
+        ),
+        (
+            "colons.txt",
+            text(format!(
+                "0::/system.slice/containerd.service/kubepods-pod{escaped}.slice:cri-containerd:{ID}"
+            )),
+        ),
+        ("namespace.txt", text(format!("1:pids:/../../pod{uid}/{ID}\n0::/../crio-{ID}.scope\n"))),
+        ("refused-forged.txt", text(format!("0::/user.slice/kubepods/pod{uid}/{ID}\n"))),
+        (
+            "refused-two.txt",
+            text(format!("1:cpu:/kubepods/pod{uid}/{ID}\n0::/kubepods/pod{}/{ID}\n", "0".repeat(32))),
+        ),
+        ("pods.json", text(json.to_string())),
+        ("pod.bin", pod.encode_to_vec()),
+        ("devices.bin", list(&[gpu], "x")),
+        ("shares.bin", list(&[&format!("{gpu}::0"), &format!("{gpu}::1")], "gpu.nvidia.com")),
+        ("refused-device.bin", list(&[gpu, "a\nb"], "x")),
+        ("refused-nothing.bin", list(&[], "x")[..8].to_vec()),
     ]
     .into()
 }

@@ -357,6 +357,74 @@ pub fn web_client_config(roots: &[u8]) -> Result<Arc<ClientConfig>, X509Error> {
     Ok(Arc::new(config))
 }
 
+/// How far a server of the web is verified by a client that has reasons of its own.
+#[derive(Clone, Copy, Debug)]
+pub enum WebServer<'a> {
+    /// By its host name and one of these authorities (PEM).
+    Named(&'a [u8]),
+    /// By one of these authorities (PEM), whatever names its certificate has: for a server that is dialled at an address of
+    /// the machine itself.
+    Local(&'a [u8]),
+    /// Not at all: whoever can stand between is believed.
+    Anybody,
+}
+
+/// As [`web_client_config`], with a choice of how far the server is verified, and with a certificate (PEM of the chain and of the
+/// key) for a server that asks for one.
+///
+/// # Errors
+/// There is no authority, or certificate and key cannot be used.
+///
+/// # Panics
+/// Never: the backend's provider supports the protocol versions that are asked for.
+pub fn web_client_config_with(
+    server: WebServer<'_>,
+    identity: Option<(&[u8], &[u8])>,
+) -> Result<Arc<ClientConfig>, X509Error> {
+    let malformed = |text: String| X509Error::Malformed(text);
+    let certificates = |text: &[u8]| -> Result<Vec<CertificateDer<'static>>, X509Error> {
+        let blocks = crate::pem::decode_all(text).map_err(|error| malformed(error.to_string()))?;
+        let certificates = blocks.into_iter().filter(|(label, _)| label == "CERTIFICATE");
+        Ok(certificates.map(|(_, der)| der.into()).collect())
+    };
+    let authorities = |text: &[u8]| {
+        let mut store = RootCertStore::empty();
+        let (usable, _) = store.add_parsable_certificates(certificates(text)?);
+        if usable == 0 {
+            return Err(malformed("there is no certificate of an authority".to_owned()));
+        }
+        Ok(store)
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider supports TLS 1.2 and 1.3");
+    let builder = match server {
+        WebServer::Named(text) => builder.with_root_certificates(authorities(text)?),
+        WebServer::Local(text) => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(UnnamedServer {
+                roots: Some(authorities(text)?),
+                algorithms: algorithms(),
+            }))
+        }
+        WebServer::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(UnnamedServer {
+            roots: None,
+            algorithms: algorithms(),
+        })),
+    };
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain: Vec<Vec<u8>> = certificates(chain)?.into_iter().map(|der| der.to_vec()).collect();
+            let key = crate::key::PrivateKey::from_pem(key).map_err(|error| malformed(error.to_string()))?;
+            let held = Svid::new(chain, Arc::new(key)).map_err(|error| malformed(error.to_string()))?;
+            builder.with_client_cert_resolver(Arc::new(Presents(SvidHolder::new(held))))
+        }
+    };
+    config.alpn_protocols = vec![HTTP1.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
 /// The name to dial with: servers present their SVID for any name, and are checked by SPIFFE ID.
 ///
 /// # Panics
@@ -690,6 +758,59 @@ impl ServerCertVerifier for UnverifiedServer {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let id = leaf_id(leaf).map_err(PeerError::from)?;
         PeerCheck::ServerId(self.expected.clone()).check(&id)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Verifies that a server has a certificate of one of these authorities, if any, and its key; no names.
+#[derive(Debug)]
+struct UnnamedServer {
+    roots: Option<RootCertStore>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for UnnamedServer {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if let Some(roots) = &self.roots {
+            let leaf = rustls::server::ParsedCertificate::try_from(leaf)?;
+            let algorithms = self.algorithms.all;
+            rustls::client::verify_server_cert_signed_by_trust_anchor(
+                &leaf,
+                roots,
+                intermediates,
+                now,
+                algorithms,
+            )?;
+        }
         Ok(ServerCertVerified::assertion())
     }
 

@@ -1,7 +1,7 @@
 //! The wire: protobuf messages, gRPC services, and the only conversions to domain types.
 //!
 //! The messages and services are those of SPIRE's server and agent APIs, of the SPIFFE Workload API and Broker
-//! API, of gRPC health checking and of gRPC error details. The `.proto` files beside this crate were written from
+//! API, of gRPC health checking, of gRPC error details and, in part, of the kubelet. The `.proto` files beside this crate were written from
 //! tables of names and numbers, so that the numbers and not somebody's text are what is shared with other
 //! implementations; `tests/vectors` holds samples that such an implementation encoded, and the tests compare.
 //!
@@ -149,6 +149,22 @@ package! {
 package! {
     /// `spiffe.broker`: the SPIFFE Broker API.
     broker = "spiffe.broker"
+}
+
+/// What the kubelet offers on a node, as far as it is asked here.
+pub mod kubelet {
+    package! {
+        /// `v1alpha1`: the pods of the node.
+        pods = "v1alpha1"
+    }
+    package! {
+        /// `v1`: what was allocated to their containers.
+        podresources = "v1"
+    }
+    package! {
+        /// `k8s.io.api.core.v1`: a pod, in part.
+        core = "k8s.io.api.core.v1"
+    }
 }
 
 /// gRPC health checking.

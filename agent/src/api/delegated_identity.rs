@@ -68,7 +68,7 @@ impl DelegatedIdentityApi {
     /// The caller with its selectors, if it is a delegate.
     async fn delegate(&self, extensions: &http::Extensions) -> Result<(PinnedCaller, SelectorSet), Status> {
         let caller = pin(extensions)?;
-        let selectors = self.attestors.attest(&caller).await;
+        let selectors = self.attestors.attest(&caller).await.map(|attested| attested.selectors);
         let selectors = selectors.map_err(|_| Status::unavailable(ATTESTATION_FAILED))?;
         authorize(&self.cache.matching(&selectors), &self.delegates).inspect_err(|status| {
             tracing::warn!(

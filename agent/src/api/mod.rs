@@ -63,7 +63,7 @@ async fn named_process(
         }
     })?;
     match attestors.attest(&process).await {
-        Ok(selectors) => Ok((process, selectors)),
+        Ok(attested) => Ok((process, attested.selectors)),
         Err(_) if !process.is_running() => Err(NamedProcessError::Gone),
         Err(_) => Err(NamedProcessError::NotAttested),
     }

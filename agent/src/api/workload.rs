@@ -38,7 +38,7 @@ use crate::svid_cache::tokens::JwtSvids;
 use crate::svid_cache::{
     Availability, Bundles, CachedBundle, Interest, SvidCache, View, Wit, WorkloadKeys, X509,
 };
-use crate::workload_attestor::WorkloadAttestors;
+use crate::workload_attestor::{Attested, WorkloadAttestors};
 
 /// What the Workload API is made of. Clones share it.
 #[derive(Clone)]
@@ -70,10 +70,10 @@ impl WorkloadApi {
         }));
     }
 
-    async fn attest(&self, extensions: &http::Extensions) -> Result<(PinnedCaller, SelectorSet), Status> {
+    async fn attest(&self, extensions: &http::Extensions) -> Result<(PinnedCaller, Attested), Status> {
         let caller = pin(extensions)?;
-        let selectors = self.attestors.attest(&caller).await;
-        Ok((caller, selectors.map_err(|_| Status::unavailable(ATTESTATION_FAILED))?))
+        let attested = self.attestors.attest(&caller).await;
+        Ok((caller, attested.map_err(|_| Status::unavailable(ATTESTATION_FAILED))?))
     }
 
     /// As [`attest`](Self::attest), for a method whose calls may be limited.
@@ -82,7 +82,11 @@ impl WorkloadApi {
         extensions: &http::Extensions,
         method: &'static str,
     ) -> Result<(PinnedCaller, SelectorSet), Status> {
-        let (caller, selectors) = self.attest(extensions).await?;
+        let (caller, Attested { selectors, complete }) = self.attest(extensions).await?;
+        // What is missing may be what would match. Bundles alone may be for everybody.
+        if !complete && !method.ends_with("Bundles") && self.cache.matching(&selectors).is_empty() {
+            return Err(Status::unavailable(ATTESTATION_FAILED));
+        }
         if u32::try_from(caller.pid()) != Ok(std::process::id())
             && !self.limits.admits(method, &selectors, self.clock.now())
         {
@@ -153,7 +157,7 @@ impl WorkloadApi {
         if request.svid.is_empty() {
             return Err(Status::invalid_argument("svid must be specified"));
         }
-        let (_, selectors) = self.attest(&extensions).await?;
+        let (_, Attested { selectors, .. }) = self.attest(&extensions).await?;
         let federated: BTreeSet<TrustDomain> = self
             .cache
             .matching(&selectors)

@@ -1,10 +1,19 @@
-//! The settings of the node attestors.
+//! The settings of the attestors.
+
+use std::time::Duration;
 
 use bonafide_runtime::config::Problems;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use super::{HttpChallengeConfig, JoinTokenSource, NodeAttestorConfig, TokenSource, TokenUrl, raw};
 use crate::node_attestor::oidc::is_fetchable;
+use crate::workload_attestor::gpu::{DEFAULT_POD_RESOURCES_SOCKET, GpuConfig};
+use crate::workload_attestor::k8s::{DEFAULT_NODE_NAME_ENV, K8sConfig};
+use crate::workload_attestor::kubernetes::Waiting;
+use crate::workload_attestor::kubernetes::source::{
+    Credentials, DEFAULT_CA_PATH, DEFAULT_PODS_API_SOCKET, DEFAULT_SECURE_PORT, DEFAULT_TOKEN_PATH,
+    KubeletConfig, KubeletTls,
+};
 
 pub(super) fn join_token(raw: raw::JoinToken, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
     Some(NodeAttestorConfig::JoinToken(match (raw.token, raw.token_file) {
@@ -115,6 +124,95 @@ pub(super) fn oidc(raw: raw::Oidc, problems: &mut Problems<'_>) -> Option<NodeAt
     };
     Some(NodeAttestorConfig::Oidc(source))
 }
+
+pub(super) fn k8s(raw: raw::K8s, problems: &mut Problems<'_>) -> K8sConfig {
+    let key = |name: &str| format!("workload_attestor.k8s.{name}");
+    let open = raw.kubelet_read_only_port.is_some();
+    for (name, port) in [
+        ("kubelet_read_only_port", raw.kubelet_read_only_port),
+        ("kubelet_secure_port", raw.kubelet_secure_port),
+    ] {
+        problems.check(port != Some(0), key(name), "must be at least 1");
+    }
+    problems.check(
+        !open || raw.kubelet_secure_port.is_none(),
+        key("kubelet_read_only_port"),
+        "excludes kubelet_secure_port",
+    );
+    let anonymous = raw.use_anonymous_authentication.unwrap_or(false);
+    let shown = raw.token_path.is_some() || raw.certificate_path.is_some() || raw.private_key_path.is_some();
+    problems.check(
+        !(anonymous && shown),
+        key("use_anonymous_authentication"),
+        "excludes token_path, certificate_path and private_key_path",
+    );
+    let token = raw.token_path;
+    let credentials = match (raw.certificate_path, raw.private_key_path) {
+        (Some(certificate), Some(key)) => Credentials::Certificate { certificate, key },
+        (Some(_), None) => {
+            problems.push(key("certificate_path"), "needs private_key_path");
+            Credentials::Anonymous
+        }
+        (None, Some(_)) => {
+            problems.push(key("private_key_path"), "needs certificate_path");
+            Credentials::Anonymous
+        }
+        (None, None) if anonymous => Credentials::Anonymous,
+        (None, None) => Credentials::Token(token.unwrap_or_else(|| DEFAULT_TOKEN_PATH.into())),
+    };
+    let skip = raw.skip_kubelet_verification.unwrap_or(false);
+    let ca_path = (!skip).then(|| raw.kubelet_ca_path.unwrap_or_else(|| DEFAULT_CA_PATH.into()));
+    let node_name = raw.node_name.filter(|name| !name.is_empty());
+    let is_host = |name: &String| {
+        name.len() <= 253
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+    };
+    problems.check(
+        node_name.as_ref().is_none_or(is_host),
+        key("node_name"),
+        "must be a host name or address",
+    );
+    let attempts = raw.max_poll_attempts.unwrap_or(Waiting::default().attempts);
+    problems.check((1..=MAX_ATTEMPTS).contains(&attempts), key("max_poll_attempts"), "must be from 1 to 600");
+    let interval = raw.poll_retry_interval.map_or(Waiting::default().interval, Into::into);
+    problems.check(
+        (MIN_INTERVAL..=MAX_INTERVAL).contains(&interval),
+        key("poll_retry_interval"),
+        "must be from 100ms to 10s",
+    );
+    let mut cgroup_roots = Vec::new();
+    for (at, root) in raw.cgroup_roots.unwrap_or_default().into_iter().enumerate() {
+        let root = root.trim_end_matches('/');
+        problems.check(
+            root.starts_with('/') && !root.split('/').any(|part| part == ".."),
+            key(&format!("cgroup_roots[{at}]")),
+            "must be an absolute path without ..",
+        );
+        cgroup_roots.push(root.to_owned());
+    }
+    K8sConfig {
+        pods_api_socket: raw.pods_api_socket.unwrap_or_else(|| DEFAULT_PODS_API_SOCKET.into()),
+        kubelet: KubeletConfig {
+            port: raw.kubelet_read_only_port.or(raw.kubelet_secure_port).unwrap_or(DEFAULT_SECURE_PORT),
+            tls: (!open).then_some(KubeletTls { ca_path, credentials }),
+            node_name,
+        },
+        node_name_env: raw.node_name_env.unwrap_or_else(|| DEFAULT_NODE_NAME_ENV.to_owned()),
+        waiting: Waiting { attempts, interval, cgroup_roots },
+        disable_container_selectors: raw.disable_container_selectors.unwrap_or(false),
+    }
+}
+
+pub(super) fn gpu(raw: raw::Gpu) -> GpuConfig {
+    GpuConfig {
+        pod_resources_socket: raw.pod_resources_socket.unwrap_or_else(|| DEFAULT_POD_RESOURCES_SOCKET.into()),
+        device_uuids: raw.device_uuids.unwrap_or(false),
+    }
+}
+
+const MAX_ATTEMPTS: u32 = 600;
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -29,6 +29,8 @@ const ATTESTOR: &str = "this node attestor does not exist here: attest in anothe
                         rest x509pop, sshpop, http_challenge and join tokens";
 const WORKLOAD: &str =
     "this workload attestor does not exist here: entries with its selectors match no process on this node";
+const SIGSTORE: &str = "signatures of images are not verified: entries with selectors of signatures or attestations match no process; \
+                        k8s:container-image with a digest says what runs";
 const PIPE: &str = "named pipes exist on Windows only";
 
 const BROKERS: &[(&str, Form)] =
@@ -190,6 +192,61 @@ const ROWS: &[Row] = &[
             "signatures of images are not verified: entries with selectors of signatures or attestations match no process; \
              docker:image_config_digest says what runs",
         ),
+    ),
+    row("plugins.WorkloadAttestor.k8s", Used),
+    row(
+        "plugins.WorkloadAttestor.k8s.kubelet_read_only_port",
+        To(Integer, "workload_attestor.k8s.kubelet_read_only_port"),
+    ),
+    row("plugins.WorkloadAttestor.k8s.kubelet_secure_port", Used),
+    row("plugins.WorkloadAttestor.k8s.kubelet_ca_path", To(Text, "workload_attestor.k8s.kubelet_ca_path")),
+    row(
+        "plugins.WorkloadAttestor.k8s.skip_kubelet_verification",
+        To(Bool, "workload_attestor.k8s.skip_kubelet_verification"),
+    ),
+    row("plugins.WorkloadAttestor.k8s.token_path", To(Text, "workload_attestor.k8s.token_path")),
+    row("plugins.WorkloadAttestor.k8s.certificate_path", To(Text, "workload_attestor.k8s.certificate_path")),
+    row("plugins.WorkloadAttestor.k8s.private_key_path", To(Text, "workload_attestor.k8s.private_key_path")),
+    row(
+        "plugins.WorkloadAttestor.k8s.use_anonymous_authentication",
+        To(Bool, "workload_attestor.k8s.use_anonymous_authentication"),
+    ),
+    row("plugins.WorkloadAttestor.k8s.node_name", To(Text, "workload_attestor.k8s.node_name")),
+    row("plugins.WorkloadAttestor.k8s.node_name_env", To(Text, "workload_attestor.k8s.node_name_env")),
+    row("plugins.WorkloadAttestor.k8s.max_poll_attempts", Used),
+    row(
+        "plugins.WorkloadAttestor.k8s.poll_retry_interval",
+        To(Duration, "workload_attestor.k8s.poll_retry_interval"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.k8s.disable_container_selectors",
+        To(Bool, "workload_attestor.k8s.disable_container_selectors"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.k8s.reload_interval",
+        Moot("tokens, certificates and authorities are read from their files for each question"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.k8s.use_new_container_locator",
+        Moot("there is one way to find a container, by its cgroup of version 1 or 2"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.k8s.verbose_container_locator_logs",
+        Left("how a container was found is not logged in detail"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.k8s.enable_namespace_labels",
+        Left("labels of namespaces are not known to the kubelet: entries with k8s:ns-label match no process"),
+    ),
+    row(
+        "plugins.WorkloadAttestor.k8s.disable_kubelet_client",
+        Left("the kubelet is always asked: without its answer nothing is known of a pod"),
+    ),
+    row("plugins.WorkloadAttestor.k8s.sigstore", Left(SIGSTORE)),
+    row("plugins.WorkloadAttestor.k8s.experimental.sigstore", Left(SIGSTORE)),
+    row(
+        "plugins.WorkloadAttestor.k8s.experimental.broker",
+        Left("brokers name workloads by process; references to objects of Kubernetes are not understood"),
     ),
     row("plugins.WorkloadAttestor.*", Left(WORKLOAD)),
     row(
@@ -425,11 +482,11 @@ fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
 /// Each attestor that SPIRE's file has gets its table, for without one it does not run.
 fn workload_attestors(import: &mut Import<'_>) {
     const DOCKER: &str = "plugins.WorkloadAttestor.docker";
-    let [unix, systemd, docker] =
-        ["unix", "systemd", "docker"].map(|name| import.has(&format!("plugins.WorkloadAttestor.{name}")));
+    let [unix, systemd, docker, k8s] = ["unix", "systemd", "docker", "k8s"]
+        .map(|name| import.has(&format!("plugins.WorkloadAttestor.{name}")));
     if unix {
         import.default("workload_attestor.unix.discover_workload_path", false);
-    } else if !systemd && !docker {
+    } else if !systemd && !docker && !k8s {
         import.note(
             "plugins.WorkloadAttestor.unix",
             "SPIRE's file has no workload attestor that exists here; unix runs then, and entries with its selectors match",
@@ -437,6 +494,9 @@ fn workload_attestors(import: &mut Import<'_>) {
     }
     if systemd {
         import.default("workload_attestor.systemd.bus_socket", "/run/dbus/system_bus_socket");
+    }
+    if k8s {
+        kubelet(import);
     }
     if !docker {
         return;
@@ -463,6 +523,21 @@ fn workload_attestors(import: &mut Import<'_>) {
             &setting,
             "a container's ID must have 64 hexadecimal digits and be all between two slashes",
         );
+    }
+}
+
+fn kubelet(import: &mut Import<'_>) {
+    const PORT: &str = "plugins.WorkloadAttestor.k8s.kubelet_secure_port";
+    const ATTEMPTS: &str = "plugins.WorkloadAttestor.k8s.max_poll_attempts";
+    const SOCKET: &str = "The kubelet's Pods API is used where this socket is, and the port elsewhere.";
+    let socket = crate::workload_attestor::kubernetes::source::DEFAULT_PODS_API_SOCKET;
+    import.set("workload_attestor.k8s.pods_api_socket", socket.to_owned(), "", Some(SOCKET));
+    // Zero means the default.
+    if let Some(port) = import.integer(PORT).filter(|port| *port != 0) {
+        import.set("workload_attestor.k8s.kubelet_secure_port", port, PORT, None);
+    }
+    if let Some(attempts) = import.integer(ATTEMPTS).filter(|attempts| *attempts > 0) {
+        import.set("workload_attestor.k8s.max_poll_attempts", attempts, ATTEMPTS, None);
     }
 }
 
@@ -555,7 +630,7 @@ mod tests {
             }
             plugins {
               KeyManager "memory" { plugin_data { } }
-              WorkloadAttestor "k8s" { plugin_data { token_path = "x" } }
+              WorkloadAttestor "slurm" { plugin_data { } }
               NodeAttestor "tpm_devid" { plugin_data { devid_password = "hidden" } }
               SVIDStore "aws_secretsmanager" { plugin_data { secretaccesskey = "hidden" } }
             }
@@ -573,7 +648,7 @@ mod tests {
                 "plugins.KeyManager.memory",
                 "plugins.NodeAttestor.tpm_devid",
                 "plugins.SVIDStore.aws_secretsmanager",
-                "plugins.WorkloadAttestor.k8s",
+                "plugins.WorkloadAttestor.slurm",
             ]
         );
         assert!(!translation.text.contains("hidden"), "{}", translation.text);
@@ -753,7 +828,35 @@ mod tests {
         let (found, translation) = with("WorkloadAttestor \"systemd\" { }");
         assert!(matches!(found[..], [WorkloadAttestorConfig::Systemd(_)]), "{found:?}");
         assert!(!translation.text.contains("unix runs then"), "{}", translation.text);
-        let (found, translation) = with("WorkloadAttestor \"k8s\" { }");
+        let (found, _) = with("WorkloadAttestor \"k8s\" { }");
+        assert!(matches!(found[..], [WorkloadAttestorConfig::K8s(_)]), "{found:?}");
+        let (found, translation) = with(
+            r#"WorkloadAttestor "k8s" { plugin_data {
+              kubelet_secure_port = 10251 kubelet_ca_path = "/ca" token_path = "/t" node_name_env = "NODE" node_name = "n"
+              max_poll_attempts = 7 poll_retry_interval = "250ms" reload_interval = "1m" disable_container_selectors = true
+              use_new_container_locator = true verbose_container_locator_logs = true enable_namespace_labels = true
+              experimental { sigstore { allowed_identities { "i" = ["s"] } } broker { access_policy = "enforced" } }
+            } }"#,
+        );
+        let [WorkloadAttestorConfig::K8s(k8s)] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((k8s.kubelet.port, k8s.kubelet.node_name.as_deref()), (10251, Some("n")));
+        assert_eq!((k8s.waiting.attempts, k8s.waiting.interval.as_millis()), (7, 250));
+        assert!(k8s.disable_container_selectors && k8s.node_name_env == "NODE");
+        assert_eq!(
+            left(&translation),
+            [
+                "plugins.WorkloadAttestor.k8s.enable_namespace_labels",
+                "plugins.WorkloadAttestor.k8s.experimental.broker",
+                "plugins.WorkloadAttestor.k8s.experimental.sigstore",
+                "plugins.WorkloadAttestor.k8s.verbose_container_locator_logs",
+            ]
+        );
+        let (found, _) = with(
+            "WorkloadAttestor \"k8s\" { plugin_data { kubelet_read_only_port = 10255 kubelet_secure_port = 0 } }",
+        );
+        let [WorkloadAttestorConfig::K8s(k8s)] = &found[..] else { panic!("{found:?}") };
+        assert!(k8s.kubelet.port == 10255 && k8s.kubelet.tls.is_none());
+        let (found, translation) = with("WorkloadAttestor \"slurm\" { }");
         assert!(matches!(found[..], [WorkloadAttestorConfig::Unix(_)]), "{found:?}");
         assert!(translation.text.contains("unix runs then"), "{}", translation.text);
 

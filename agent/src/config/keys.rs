@@ -343,6 +343,107 @@ pub(super) const KEYS: &[Key] = &[
          The first that fits counts, and the usual places then do not. The ID must be the whole part between two slashes, 64 \
          hexadecimal digits.",
     ),
+    key(
+        "workload_attestor.k8s.pods_api_socket",
+        PATH,
+        Is("/var/lib/kubelet/pods-api/pods-api.sock"),
+        "The socket of the kubelet's Pods API (Kubernetes 1.37; from 1.35 on behind a feature gate, at \
+         `/var/lib/kubelet/pods/kubelet.sock`). Where it is there, nothing of the port below is used.",
+    ),
+    key(
+        "workload_attestor.k8s.kubelet_secure_port",
+        NUMBER,
+        Is("10250"),
+        "The kubelet's HTTPS port. The agent asks it for `/pods`, for which its credentials need the right to get `nodes/proxy`.",
+    ),
+    key(
+        "workload_attestor.k8s.kubelet_read_only_port",
+        NUMBER,
+        Nothing,
+        "The kubelet's port without TLS and authentication, on 127.0.0.1, in place of the other.",
+    ),
+    key(
+        "workload_attestor.k8s.kubelet_ca_path",
+        PATH,
+        Is("/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"),
+        "PEM with the authorities of the kubelet's certificate. This and the other files are read for each question.",
+    ),
+    key(
+        "workload_attestor.k8s.skip_kubelet_verification",
+        SWITCH,
+        Is("false"),
+        "Believes whoever answers on the port, and shows the token to it.",
+    ),
+    key(
+        "workload_attestor.k8s.token_path",
+        PATH,
+        Is("/var/run/secrets/kubernetes.io/serviceaccount/token"),
+        "The token that the agent shows the kubelet, unless it has a certificate.",
+    ),
+    key(
+        "workload_attestor.k8s.certificate_path",
+        PATH,
+        Nothing,
+        "PEM with a certificate for the kubelet, in place of a token; with `private_key_path`.",
+    ),
+    key("workload_attestor.k8s.private_key_path", PATH, Nothing, "PEM with the key of that certificate."),
+    key(
+        "workload_attestor.k8s.use_anonymous_authentication",
+        SWITCH,
+        Is("false"),
+        "Shows the kubelet neither token nor certificate.",
+    ),
+    key(
+        "workload_attestor.k8s.node_name",
+        TEXT,
+        Nothing,
+        "The name of this node, by which the kubelet is dialled and verified. Absent: what `node_name_env` says; without that the \
+         kubelet is dialled on 127.0.0.1, and its certificate may have any name.",
+    ),
+    key(
+        "workload_attestor.k8s.node_name_env",
+        TEXT,
+        Is("MY_NODE_NAME"),
+        "The variable of the agent's environment with the name of the node.",
+    ),
+    key(
+        "workload_attestor.k8s.max_poll_attempts",
+        NUMBER,
+        Is("60"),
+        "A container that the kubelet does not know yet is waited for, for so many times the interval below.",
+    ),
+    key(
+        "workload_attestor.k8s.poll_retry_interval",
+        DURATION,
+        Is("500ms"),
+        "How long until the kubelet is asked again for such a container; with the Pods API also at each change.",
+    ),
+    key(
+        "workload_attestor.k8s.disable_container_selectors",
+        SWITCH,
+        Is("false"),
+        "Leaves out `k8s:container-name` and `k8s:container-image` and does not wait until the kubelet knows the container: for \
+         hooks that run before a container counts as started.",
+    ),
+    key(
+        "workload_attestor.k8s.cgroup_roots",
+        TEXTS,
+        Is("[]"),
+        "Where in the tree of cgroups this node's pods are, beside the root: what stands before `kubepods`. For a kubelet with \
+         `--cgroup-root`, or one that is not root's. A node that is itself a container of Docker or Podman is recognised.",
+    ),
+    key(
+        "workload_attestor.gpu.pod_resources_socket",
+        PATH,
+        Is("/var/lib/kubelet/pod-resources/kubelet.sock"),
+        "The socket of the kubelet's API for what is allocated to containers.",
+    ),
+    key(
+        "workload_attestor.gpu.device_uuids",
+        SWITCH,
+        Is("false"),
+        "Adds `gpu:uuid` for whole GPUs of NVIDIA that only this container has, for at most 16.",
+    ),
 ];
 
 /// The reference document of the configuration file.
@@ -382,4 +483,5 @@ Relative paths are taken from the folder in which the agent is started. `bonafid
 
 Exactly one table below `node_attestor` must be present; it says how the agent proves to the server which node it runs
 on. The tables below `workload_attestor` say which workload attestors run; without any, `unix` runs with its defaults.
+`gpu` needs the table of `k8s` beside it.
 ";

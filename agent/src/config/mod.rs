@@ -27,6 +27,8 @@ use crate::api::limit::RateLimits;
 use crate::bootstrap::source::{BundleUrl, socket_path as socket_path_of};
 use crate::server_client::ServerAddress;
 use crate::workload_attestor::docker::{DEFAULT_DOCKER_SOCKET, DEFAULT_PODMAN_SOCKET, DockerConfig};
+use crate::workload_attestor::gpu::GpuConfig;
+use crate::workload_attestor::k8s::K8sConfig;
 use crate::workload_attestor::systemd::{DEFAULT_BUS_SOCKET, SystemdConfig};
 use crate::workload_attestor::unix::{DEFAULT_SIZE_LIMIT, UnixConfig};
 
@@ -251,6 +253,10 @@ pub enum WorkloadAttestorConfig {
     Systemd(SystemdConfig),
     /// The container, from its engine.
     Docker(DockerConfig),
+    /// The pod, from the kubelet.
+    K8s(K8sConfig),
+    /// The pod's GPUs, from the kubelet.
+    Gpu(GpuConfig),
 }
 
 impl Config {
@@ -408,21 +414,36 @@ fn workload_attestors(
     problems: &mut Problems<'_>,
 ) -> Option<Vec<WorkloadAttestorConfig>> {
     let mut attestors = Vec::new();
-    let alone = raw.systemd.is_none() && raw.docker.is_none();
-    if let Some(unix) = raw.unix.or_else(|| alone.then(raw::Unix::default)) {
+    let raw::WorkloadAttestor { unix, systemd, docker, k8s, gpu } = raw;
+    let alone = systemd.is_none() && docker.is_none() && k8s.is_none() && gpu.is_none();
+    if let Some(unix) = unix.or_else(|| alone.then(raw::Unix::default)) {
         attestors.push(WorkloadAttestorConfig::Unix(UnixConfig {
             discover_workload_path: unix.discover_workload_path.unwrap_or(false),
             workload_size_limit: unix.workload_size_limit.unwrap_or(DEFAULT_SIZE_LIMIT),
         }));
     }
-    if let Some(systemd) = raw.systemd {
+    if let Some(systemd) = systemd {
         let bus_socket = systemd.bus_socket.unwrap_or_else(|| DEFAULT_BUS_SOCKET.into());
         attestors.push(WorkloadAttestorConfig::Systemd(SystemdConfig { bus_socket }));
     }
-    if let Some(docker) = raw.docker {
-        attestors.push(WorkloadAttestorConfig::Docker(self::docker(docker, problems)?));
+    let mut whole = true;
+    if let Some(docker) = docker {
+        let docker = self::docker(docker, problems).map(WorkloadAttestorConfig::Docker);
+        whole &= docker.is_some();
+        attestors.extend(docker);
     }
-    Some(attestors)
+    problems.check(
+        gpu.is_none() || k8s.is_some(),
+        "workload_attestor.gpu",
+        "needs the table workload_attestor.k8s, which says how the kubelet is asked for pods",
+    );
+    if let Some(k8s) = k8s {
+        attestors.push(WorkloadAttestorConfig::K8s(attestors::k8s(k8s, problems)));
+    }
+    if let Some(gpu) = gpu {
+        attestors.push(WorkloadAttestorConfig::Gpu(attestors::gpu(gpu)));
+    }
+    whole.then_some(attestors)
 }
 
 fn docker(raw: raw::Docker, problems: &mut Problems<'_>) -> Option<DockerConfig> {
@@ -609,6 +630,13 @@ mod tests {
 
     use super::keys::{Absent, KEYS};
     use super::*;
+    use crate::workload_attestor::gpu::DEFAULT_POD_RESOURCES_SOCKET;
+    use crate::workload_attestor::k8s::DEFAULT_NODE_NAME_ENV;
+    use crate::workload_attestor::kubernetes::Waiting;
+    use crate::workload_attestor::kubernetes::source::{
+        Credentials, DEFAULT_CA_PATH, DEFAULT_PODS_API_SOCKET, DEFAULT_SECURE_PORT, DEFAULT_TOKEN_PATH,
+        KubeletConfig, KubeletTls,
+    };
 
     const LEAST: &str = r#"
         trust_domain = "example.org"
@@ -671,6 +699,21 @@ mod tests {
         podman_socket_path = "/run/podman.sock"
         podman_socket_path_template = "unix:///run/user/%d/podman.sock"
         container_id_cgroup_matchers = ["/my.slice/<id>"]
+        [workload_attestor.k8s]
+        pods_api_socket = "/run/pods.sock"
+        kubelet_secure_port = 10251
+        kubelet_ca_path = "/ca.pem"
+        certificate_path = "/c.pem"
+        private_key_path = "/k.pem"
+        node_name = "node-1"
+        node_name_env = "NODE"
+        max_poll_attempts = 4
+        poll_retry_interval = "1s"
+        disable_container_selectors = true
+        cgroup_roots = ["/my.slice/"]
+        [workload_attestor.gpu]
+        pod_resources_socket = "/run/res.sock"
+        device_uuids = true
     "#;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -740,12 +783,36 @@ mod tests {
             podman_user_socket: Some("/run/user/%d/podman.sock".parse().unwrap()),
             matchers: vec!["/my.slice/<id>".parse().unwrap()],
         };
+        let k8s = K8sConfig {
+            pods_api_socket: "/run/pods.sock".into(),
+            kubelet: KubeletConfig {
+                port: 10251,
+                tls: Some(KubeletTls {
+                    ca_path: Some("/ca.pem".into()),
+                    credentials: Credentials::Certificate {
+                        certificate: "/c.pem".into(),
+                        key: "/k.pem".into(),
+                    },
+                }),
+                node_name: Some("node-1".to_owned()),
+            },
+            node_name_env: "NODE".to_owned(),
+            waiting: Waiting {
+                attempts: 4,
+                interval: Duration::from_secs(1),
+                cgroup_roots: vec!["/my.slice".to_owned()],
+            },
+            disable_container_selectors: true,
+        };
+        let gpu = GpuConfig { pod_resources_socket: "/run/res.sock".into(), device_uuids: true };
         assert_eq!(
             config.workload_attestors,
             [
                 WorkloadAttestorConfig::Unix(unix),
                 WorkloadAttestorConfig::Systemd(systemd),
                 WorkloadAttestorConfig::Docker(docker),
+                WorkloadAttestorConfig::K8s(k8s),
+                WorkloadAttestorConfig::Gpu(gpu),
             ]
         );
         assert_eq!(
@@ -987,6 +1054,75 @@ mod tests {
                 "podman_socket_path_template",
             ]
         );
+    }
+
+    #[test]
+    fn the_kubelet_is_asked_as_it_is_written() {
+        let of = |lines: &str| {
+            let config = parse(&format!("{LEAST}\n[workload_attestor.k8s]\n{lines}")).unwrap();
+            let [WorkloadAttestorConfig::K8s(k8s)] = &config.workload_attestors[..] else {
+                panic!("{config:?}")
+            };
+            k8s.clone()
+        };
+        let documented = |name: &str| {
+            let key = KEYS.iter().find(|key| key.path == format!("workload_attestor.{name}")).unwrap();
+            if let Absent::Is(default) = key.absent { default } else { panic!("{name} has no default") }
+        };
+        let least = of("");
+        assert_eq!(least.pods_api_socket, Path::new(documented("k8s.pods_api_socket")));
+        assert_eq!(documented("k8s.pods_api_socket"), DEFAULT_PODS_API_SOCKET);
+        assert_eq!(documented("k8s.kubelet_secure_port"), DEFAULT_SECURE_PORT.to_string());
+        assert_eq!(documented("k8s.kubelet_ca_path"), DEFAULT_CA_PATH);
+        assert_eq!(documented("k8s.token_path"), DEFAULT_TOKEN_PATH);
+        assert_eq!(documented("k8s.node_name_env"), DEFAULT_NODE_NAME_ENV);
+        assert_eq!(documented("gpu.pod_resources_socket"), DEFAULT_POD_RESOURCES_SOCKET);
+        assert_eq!(least.waiting.attempts.to_string(), documented("k8s.max_poll_attempts"));
+        assert_eq!(HumanDuration(least.waiting.interval).to_string(), documented("k8s.poll_retry_interval"));
+        let tls = least.kubelet.tls.unwrap();
+        assert_eq!(tls.ca_path, Some(DEFAULT_CA_PATH.into()));
+        assert_eq!(tls.credentials, Credentials::Token(DEFAULT_TOKEN_PATH.into()));
+        assert_eq!(of("kubelet_read_only_port = 10255").kubelet.tls, None);
+        let open =
+            of("skip_kubelet_verification = true\nuse_anonymous_authentication = true").kubelet.tls.unwrap();
+        assert_eq!((open.ca_path, open.credentials), (None, Credentials::Anonymous));
+
+        let found = mistakes(&format!(
+            r#"{LEAST}
+            [workload_attestor.k8s]
+            kubelet_read_only_port = 10255
+            kubelet_secure_port = 0
+            certificate_path = "/c"
+            token_path = "/t"
+            use_anonymous_authentication = true
+            node_name = "a b"
+            max_poll_attempts = 0
+            poll_retry_interval = "0s"
+            cgroup_roots = ["/a", "x", "/../b"]
+            "#
+        ));
+        let keys: BTreeSet<&str> =
+            found.iter().filter_map(|(key, _)| key.strip_prefix("workload_attestor.k8s.")).collect();
+        assert_eq!(
+            keys.into_iter().collect::<Vec<_>>(),
+            [
+                "cgroup_roots[1]",
+                "cgroup_roots[2]",
+                "certificate_path",
+                "kubelet_read_only_port",
+                "kubelet_secure_port",
+                "max_poll_attempts",
+                "node_name",
+                "poll_retry_interval",
+                "use_anonymous_authentication",
+            ]
+            .into_iter()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+        );
+        let found = mistakes(&format!("{LEAST}\n[workload_attestor.gpu]"));
+        assert_eq!(found[0].0, "workload_attestor.gpu");
     }
 
     #[test]

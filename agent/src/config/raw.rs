@@ -173,6 +173,35 @@ table! {
         unix: Option<Unix>,
         systemd: Option<Systemd>,
         docker: Option<Docker>,
+        k8s: Option<K8s>,
+        gpu: Option<Gpu>,
+    }
+}
+
+table! {
+    K8s {
+        pods_api_socket: Option<PathBuf>,
+        kubelet_secure_port: Option<u16>,
+        kubelet_read_only_port: Option<u16>,
+        kubelet_ca_path: Option<PathBuf>,
+        skip_kubelet_verification: Option<bool>,
+        token_path: Option<PathBuf>,
+        certificate_path: Option<PathBuf>,
+        private_key_path: Option<PathBuf>,
+        use_anonymous_authentication: Option<bool>,
+        node_name: Option<String>,
+        node_name_env: Option<String>,
+        max_poll_attempts: Option<u32>,
+        poll_retry_interval: Option<HumanDuration>,
+        disable_container_selectors: Option<bool>,
+        cgroup_roots: Option<Vec<String>>,
+    }
+}
+
+table! {
+    Gpu {
+        pod_resources_socket: Option<PathBuf>,
+        device_uuids: Option<bool>,
     }
 }
 
@@ -211,6 +240,8 @@ impl Raw {
                 unix: Some(Unix::default()),
                 systemd: Some(Systemd::default()),
                 docker: Some(Docker::default()),
+                k8s: Some(K8s::default()),
+                gpu: Some(Gpu::default()),
             },
             ..Self::default()
         }

@@ -1,12 +1,16 @@
 //! Turning a pinned process into selectors.
 //!
 //! All attestors look at the same process at the same time. One that fails takes nothing from the others: its selectors
-//! are missing, so entries that need them do not match. When all fail nothing is known about the caller, which is not
-//! the same as a caller without identity: the answer is then "try again" and not "denied".
+//! are missing, so entries that need them do not match. What is then found is not all there is to say about the caller
+//! ([`Attested::complete`]): if no entry matches, that is not the same as a caller without identity, and the answer is "try
+//! again" and not "denied", as it is when all fail.
 
 pub mod cgroup;
 pub mod dbus;
 pub mod docker;
+pub mod gpu;
+pub mod k8s;
+pub mod kubernetes;
 mod places;
 pub mod systemd;
 pub mod unix;
@@ -78,6 +82,15 @@ const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 #[error("workload attestation failed")]
 pub struct AttestationFailed;
 
+/// What the attestors found.
+#[derive(Debug)]
+pub struct Attested {
+    /// The selectors of all that had something to say.
+    pub selectors: SelectorSet,
+    /// Whether none has failed.
+    pub complete: bool,
+}
+
 /// All configured attestors.
 #[derive(Clone)]
 pub struct WorkloadAttestors(Arc<[Arc<dyn WorkloadAttestor>]>);
@@ -93,7 +106,7 @@ impl WorkloadAttestors {
     ///
     /// # Errors
     /// All attestors failed, or the caller is not the process that connected. The log says why.
-    pub async fn attest(&self, caller: &PinnedCaller) -> Result<SelectorSet, AttestationFailed> {
+    pub async fn attest(&self, caller: &PinnedCaller) -> Result<Attested, AttestationFailed> {
         let started = Instant::now();
         let result = self.attest_all(caller).await;
         let outcome = if result.is_ok() { "ok" } else { "failed" };
@@ -101,15 +114,16 @@ impl WorkloadAttestors {
         result
     }
 
-    async fn attest_all(&self, caller: &PinnedCaller) -> Result<SelectorSet, AttestationFailed> {
+    async fn attest_all(&self, caller: &PinnedCaller) -> Result<Attested, AttestationFailed> {
         let mut selectors = BTreeSet::new();
-        let mut succeeded = 0_usize;
+        let (mut succeeded, mut complete) = (0_usize, true);
         let mut take = |kind: &'static str, result: Result<Vec<Selector>, AttestError>| match result {
             Ok(found) => {
                 succeeded += 1;
                 selectors.extend(found);
             }
             Err(error) => {
+                complete = false;
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(attestor = kind, ?caller, error, "a workload attestor failed");
             }
@@ -137,7 +151,7 @@ impl WorkloadAttestors {
             tracing::warn!(?caller, error, "the caller did not last until it was attested");
             return Err(AttestationFailed);
         }
-        Ok(selectors.into_iter().collect())
+        Ok(Attested { selectors: selectors.into_iter().collect(), complete })
     }
 }
 
@@ -211,8 +225,9 @@ mod tests {
             Arc::new(Fails),
             Arc::new(Says(&["b", "c"])),
         ]);
-        let selectors = attestors.attest(&myself()).await.unwrap();
-        let shown: Vec<String> = selectors.iter().map(ToString::to_string).collect();
+        let found = attestors.attest(&myself()).await.unwrap();
+        assert!(!found.complete, "one has failed");
+        let shown: Vec<String> = found.selectors.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["says:a", "says:b", "says:c"]);
     }
 
@@ -224,7 +239,8 @@ mod tests {
         );
         assert!(WorkloadAttestors::new(vec![Arc::new(Fails)]).attest(&caller).await.is_err());
         let silent = WorkloadAttestors::new(vec![Arc::new(Says(&[]))]);
-        assert!(silent.attest(&caller).await.unwrap().is_empty());
+        let found = silent.attest(&caller).await.unwrap();
+        assert!(found.selectors.is_empty() && found.complete);
     }
 
     #[tokio::test]

@@ -112,7 +112,7 @@ fn caller() {
 }
 
 /// HTTP/2 by hand, so that the caller is a plain process: preface, settings, one request for FetchX509SVID.
-fn fetch_x509_svid() -> Vec<u8> {
+pub(crate) fn fetch_x509_svid() -> Vec<u8> {
     let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()

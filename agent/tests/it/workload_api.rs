@@ -697,6 +697,44 @@ impl WorkloadAttestor for Broken {
     }
 }
 
+struct SaysNothing;
+
+#[async_trait]
+impl WorkloadAttestor for SaysNothing {
+    fn kind(&self) -> &'static str {
+        "silent"
+    }
+    async fn attest(&self, _: &PinnedCaller) -> Result<Vec<Selector>, AttestError> {
+        Ok(Vec::new())
+    }
+}
+
+/// What an attestor that failed would have said may be what an entry asks for.
+#[tokio::test]
+async fn who_is_not_wholly_attested_is_not_told_that_it_has_no_identity() {
+    let server = FakeServer::start().await;
+    server.lock().add(my_entry("e1", "/a").build());
+    for (broken, code) in [(true, Code::Unavailable), (false, Code::PermissionDenied)] {
+        server.lock().tokens.insert("token".to_owned());
+        let home = Home::new();
+        let mut overrides = overrides();
+        let other: Arc<dyn WorkloadAttestor> = if broken { Arc::new(Broken) } else { Arc::new(SaysNothing) };
+        overrides.workload_attestors = Some(WorkloadAttestors::new(vec![Arc::new(SaysNothing), other]));
+        let config = home.config(&server, "allow_unauthenticated_verifiers = true");
+        let _agent = home.start_with(config, overrides).await.unwrap();
+        let mut client = workload(&home).await;
+        assert_eq!(client.fetch_jwtsvid(JWT(&["x"])).await.unwrap_err().code(), code);
+        let refusal = match client.fetch_x509svid(X509svidRequest {}).await {
+            Err(refusal) => refusal,
+            Ok(stream) => next(&mut stream.into_inner()).await.unwrap_err(),
+        };
+        assert_eq!(refusal.code(), code);
+        // Bundles are for everybody here.
+        let mut bundles = client.fetch_x509_bundles(X509BundlesRequest {}).await.unwrap().into_inner();
+        next(&mut bundles).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn failed_attestation_is_unavailable() {
     let server = FakeServer::start().await;

@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot prepare itself has failed")]
 
 mod conversions;
+mod kubelet;
 mod methods;
 mod vectors;

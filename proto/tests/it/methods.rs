@@ -5,13 +5,15 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::vectors::{folder, pool};
+use crate::vectors::{folder, in_part, pool};
 
 /// All methods that others know in the form of `methods.json`, by path.
 fn ours() -> BTreeMap<String, Value> {
     pool()
         .services()
-        .filter(|service| !service.package_name().starts_with("bonafide."))
+        .filter(|service| {
+            !service.package_name().starts_with("bonafide.") && !in_part(service.package_name())
+        })
         .flat_map(|service| service.methods().collect::<Vec<_>>())
         .map(|method| {
             let path = format!("/{}/{}", method.parent_service().full_name(), method.name());

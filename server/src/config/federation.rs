@@ -254,6 +254,37 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_by_acme() {
+        let endpoint = |more: &str| {
+            parse(&format!(
+                "[federation.bundle_endpoint]\naddress = \"0.0.0.0:443\"\nprofile = \"https_web\"\n{more}\n"
+            ))
+        };
+        let whole = "[federation.bundle_endpoint.acme]\ndomain_name = \"b.test\"\nemail = \"a@b.test\"\ntos_accepted = true";
+        let BundleEndpointProfile::HttpsWebAcme(acme) =
+            endpoint(whole).unwrap().bundle_endpoint.unwrap().profile
+        else {
+            panic!("another profile");
+        };
+        assert_eq!((acme.domain_name.as_str(), acme.directory_url.as_str()), ("b.test", LETS_ENCRYPT));
+        let all = ["acme.domain_name", "acme.email", "acme.tos_accepted"];
+        for (text, keys) in [
+            ("[federation.bundle_endpoint.acme]".to_owned(), &all[..]),
+            (whole.replace("true", "false"), &["acme.tos_accepted"]),
+            (whole.replace("b.test\"\ne", "*.b.test\"\ne"), &["acme.domain_name"]),
+            (whole.replace("a@b.test", "nobody"), &["acme.email"]),
+            (format!("{whole}\ndirectory_url = \"http://ca.test/\""), &["acme.directory_url"]),
+            (format!("key_path = \"/k\"\n{whole}"), &["key_path"]),
+        ] {
+            let mut found = endpoint(&text).unwrap_err();
+            found.sort();
+            let keys: Vec<String> =
+                keys.iter().map(|key| format!("federation.bundle_endpoint.{key}")).collect();
+            assert_eq!(found, keys, "{text}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, keys) in [
             ("[federation.bundle_endpoint]\n", &["bundle_endpoint.address"][..]),

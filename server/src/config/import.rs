@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use bonafide_identity::TrustDomain;
-use bonafide_runtime::import::Carry::{Block, Left, LeftBlock, Moot, To, Used};
+use bonafide_runtime::import::Carry::{Block, Left, Moot, To, Used};
 use bonafide_runtime::import::Form::{Bool, Duration, Integer, Lower, Text, Texts};
 use bonafide_runtime::import::{Carry, Import, Row, Table, shared};
 use toml::Value;
@@ -39,12 +39,8 @@ const ATTESTOR: &str = "this node attestor does not exist here: its agents must 
                         the rest x509pop, sshpop, tpm_devid, http_challenge and join tokens";
 const PUBLISHER: &str = "bundles are not published by the server: publish what `bonafide bundle show --format spiffe` prints, \
                          by a timer";
-const ACME: &str = "the server fetches no certificate itself, and does not start without one: let an ACME client such as certbot keep \
-                    federation.bundle_endpoint.certificate_path and .key_path fresh, or use the profile https_spiffe and tell the peers";
 const PIPE: &str = "named pipes exist on Windows only";
 const PQ: &str = "key exchange that withstands quantum computers cannot be required";
-
-const ACME_KEYS: &[&str] = &["directory_url", "domain_name", "email", "tos_accepted"];
 
 const ROWS: &[Row] = &[
     row("server.admin_ids", To(Texts, "admin_ids")),
@@ -90,10 +86,18 @@ const ROWS: &[Row] = &[
         "server.federation.bundle_endpoint.refresh_hint",
         To(Duration, "federation.bundle_endpoint.refresh_hint"),
     ),
-    row("server.federation.bundle_endpoint.acme", LeftBlock(ACME, ACME_KEYS)),
+    row("server.federation.bundle_endpoint.acme", Block),
+    row("server.federation.bundle_endpoint.acme.directory_url", Used),
+    row("server.federation.bundle_endpoint.acme.domain_name", Used),
+    row("server.federation.bundle_endpoint.acme.email", Used),
+    row("server.federation.bundle_endpoint.acme.tos_accepted", Used),
     row("server.federation.bundle_endpoint.profile.https_spiffe", Used),
     row("server.federation.bundle_endpoint.profile.https_web", Block),
-    row("server.federation.bundle_endpoint.profile.https_web.acme", Left(ACME)),
+    row("server.federation.bundle_endpoint.profile.https_web.acme", Block),
+    row("server.federation.bundle_endpoint.profile.https_web.acme.directory_url", Used),
+    row("server.federation.bundle_endpoint.profile.https_web.acme.domain_name", Used),
+    row("server.federation.bundle_endpoint.profile.https_web.acme.email", Used),
+    row("server.federation.bundle_endpoint.profile.https_web.acme.tos_accepted", Used),
     row("server.federation.bundle_endpoint.profile.https_web.serving_cert_file", Block),
     row("server.federation.bundle_endpoint.profile.https_web.serving_cert_file.cert_file_path", Used),
     row("server.federation.bundle_endpoint.profile.https_web.serving_cert_file.key_file_path", Used),
@@ -588,25 +592,47 @@ fn bundle_endpoint(import: &mut Import<'_>) {
     } else if import.has(&web) || import.has(&old) {
         let from = if import.has(&web) { &web } else { &old };
         import.set(&profile, "https_web", from, None);
-        let acme = import.has(&old) || import.has(&setting("profile.https_web.acme"));
-        let own = own_folder(import);
-        for (name, key, file) in [
-            ("cert_file_path", "certificate_path", "bundle-endpoint.pem"),
-            ("key_file_path", "key_path", "bundle-endpoint.key"),
-        ] {
+        let nested = setting("profile.https_web.acme");
+        if let Some(block) = [old, nested].into_iter().find(|block| import.has(block)) {
+            return acme(import, &block);
+        }
+        for (name, key) in [("cert_file_path", "certificate_path"), ("key_file_path", "key_path")] {
             let name = setting(&format!("{FILES}.{name}"));
             match import.text(&name) {
                 Some(path) => import.set(&format!("{KEY}.{key}"), path, &name, None),
-                None if acme => {
-                    let why = "SPIRE's server fetched it by ACME: let a client of ACME put it there.";
-                    import.set(&format!("{KEY}.{key}"), format!("{own}/{file}"), from, Some(why));
-                }
                 None => import.refuse(&name, "is required"),
             }
         }
     } else {
         import.set(&profile, "https_spiffe", &spiffe, None);
     }
+}
+
+fn acme(import: &mut Import<'_>, block: &str) {
+    const KEY: &str = "federation.bundle_endpoint.acme";
+    let setting = |name: &str| format!("{block}.{name}");
+    for name in ["domain_name", "email"] {
+        match import.text(&setting(name)).filter(|text| !text.is_empty()) {
+            Some(text) => import.set(&format!("{KEY}.{name}"), text, &setting(name), None),
+            None => import.refuse(&setting(name), "is required"),
+        }
+    }
+    if let Some(url) = import.text(&setting("directory_url")).filter(|text| !text.is_empty()) {
+        import.set(&format!("{KEY}.directory_url"), url, &setting("directory_url"), None);
+    }
+    let accepted = import.bool(&setting("tos_accepted")).unwrap_or(false);
+    import.set(&format!("{KEY}.tos_accepted"), true, &setting("tos_accepted"), None);
+    if !accepted {
+        import.note(
+            &setting("tos_accepted"),
+            "it is not true, and with SPIRE there would be no certificate: accept the ACME server's terms of service before you \
+             use this file",
+        );
+    }
+    import.note(
+        block,
+        "account and certificate are this server's own: it orders another certificate at its first start",
+    );
 }
 
 fn federates_with(import: &mut Import<'_>) {
@@ -764,7 +790,7 @@ mod tests {
             server {{
               bind_address = "spire-server" proxy_protocol_trusted_cidrs = ["10.0.0.0/8"]
               log_source_location = true profiling_enabled = true
-              federation {{ bundle_endpoint {{ port = 8443 acme {{ domain_name = "a" email = "e" }} }} }}
+              federation {{ bundle_endpoint {{ port = 8443 acme {{ domain_name = "a" email = "e@a" }} }} }}
               experimental {{ feature_flags = ["other"] require_pq_kem = true }}
             }}
             telemetry {{ Prometheus {{ port = 1 }} Statsd = [{{ address = "x" }}] }}
@@ -797,7 +823,6 @@ mod tests {
                 "server.bind_address",
                 "server.experimental.feature_flags",
                 "server.experimental.require_pq_kem",
-                "server.federation.bundle_endpoint.acme",
                 "server.log_source_location",
                 "server.profiling_enabled",
                 "telemetry.Prometheus.port",
@@ -854,21 +879,31 @@ mod tests {
         assert_eq!(endpoint.address.to_string(), "0.0.0.0:1");
         assert_eq!(endpoint.profile, BundleEndpointProfile::HttpsSpiffe);
 
-        let (config, translation) = import(&format!(
-            "{LEAST}server {{ federation {{ bundle_endpoint {{ port = 1 profile \"https_web\" {{ acme {{ email = \"e\" }} }} }} }} }}"
-        ));
-        assert_eq!(left(&translation), ["server.federation.bundle_endpoint.profile.https_web.acme"]);
-        let web = BundleEndpointProfile::HttpsWeb {
-            certificate_path: "/var/lib/spire/bonafide/bundle-endpoint.pem".into(),
-            key_path: "/var/lib/spire/bonafide/bundle-endpoint.key".into(),
-        };
-        assert_eq!(config.federation.bundle_endpoint.unwrap().profile, web);
+        for (before, after) in [("", ""), ("profile \"https_web\" {", "}")] {
+            let (config, translation) = import(&format!(
+                r#"{LEAST}server {{ federation {{ bundle_endpoint {{ port = 443 {before}
+                  acme {{ domain_name = "b.test" email = "a@b.test" tos_accepted = true directory_url = "https://ca.test/dir" }}
+                {after} }} }} }}"#
+            ));
+            assert_eq!(left(&translation), Vec::<&str>::new());
+            let Some(BundleEndpointProfile::HttpsWebAcme(acme)) =
+                config.federation.bundle_endpoint.map(|endpoint| endpoint.profile)
+            else {
+                panic!("{}", translation.text);
+            };
+            assert_eq!((acme.domain_name.as_str(), acme.email.as_str()), ("b.test", "a@b.test"));
+            assert_eq!(acme.directory_url.as_str(), "https://ca.test/dir");
+        }
     }
 
     #[test]
     fn federation_that_spire_refuses_is_refused() {
         for (text, part) in [
             ("bundle_endpoint { port = 1 profile \"https_web\" { } }", "cert_file_path: is required"),
+            (
+                "bundle_endpoint { port = 1 acme { email = \"a@b.test\" } }",
+                "bundle_endpoint.acme.domain_name: is required",
+            ),
             (
                 "bundle_endpoint { port = 1 profile \"https_web\" { acme { } } profile \"https_spiffe\" { } }",
                 "bundle_endpoint: needs exactly one profile",

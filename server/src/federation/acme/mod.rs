@@ -169,7 +169,11 @@ impl AcmeCertificate {
         let ordered = tokio::time::timeout(ORDER, self.order()).await;
         self.challenge.clear();
         let stored = ordered.map_err(|_| AcmeError::Timeout(ORDER))??;
-        let renew_at = self.present(&stored)?;
+        self.present(&stored)?;
+        // A clock that is wrong must not make an order follow the other.
+        let soonest = self.clock.now().saturating_add(BETWEEN_ORDERS);
+        let renew_at = self.renew_at.map_or(soonest, |renew_at| renew_at.max(soonest));
+        self.renew_at = Some(renew_at);
         self.files.keep_certificate(&stored)?;
         Ok(renew_at)
     }
@@ -180,7 +184,7 @@ impl AcmeCertificate {
     }
 
     /// Takes a certificate into use.
-    fn present(&mut self, stored: &StoredCertificate) -> Result<Timestamp, AcmeError> {
+    fn present(&mut self, stored: &StoredCertificate) -> Result<(), AcmeError> {
         let wrong = |what: String| AcmeError::Certificate(what);
         let blocks = pem::decode_all(stored.chain.as_bytes()).map_err(|error| wrong(error.to_string()))?;
         let chain: Vec<_> =
@@ -192,8 +196,6 @@ impl AcmeCertificate {
             return Err(wrong(format!("it is for {:?}, not for {domain}", info.dns_names)));
         }
         if info.not_after <= self.clock.now() {
-            // It is of no use, and would be no better after another look.
-            self.renew_at = None;
             return Err(wrong("it has expired".to_owned()));
         }
         let key = Arc::new(PrivateKey::from_pem(stored.key.as_bytes())?);
@@ -210,7 +212,7 @@ impl AcmeCertificate {
             renew_at = renew_at.unix_seconds(),
             "the bundle endpoint has a web certificate"
         );
-        Ok(renew_at)
+        Ok(())
     }
 
     /// A whole order, with the account that is there or a new one.
@@ -365,6 +367,8 @@ const ORDER: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_secs(300);
 const LONGEST_RETRY: Duration = Duration::from_secs(4 * 3600);
 const LONGEST_REST: Duration = Duration::from_secs(3600);
+/// From one order to the next, at least.
+const BETWEEN_ORDERS: Duration = Duration::from_secs(60);
 const AN_HOUR: Duration = Duration::from_secs(3600);
 /// So many characters of what an ACME server says go into the log.
 const MOST_WORDS: usize = 500;

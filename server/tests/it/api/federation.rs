@@ -1,5 +1,6 @@
 //! Federation: the service for relationships, the endpoint, the poller, and peers that do not mean well.
 
+mod acme;
 mod endpoint;
 mod polling;
 mod relationships;

@@ -174,5 +174,5 @@ fn advisory_what_is_read_costs_its_length() {
     assert!(inspect(&huge).is_err() && split_certificates(&huge).is_err());
     let many = [[0x30, 0].repeat(size / 2), huge.to_vec()].concat();
     assert!(split_certificates(&many).is_err());
-    assert!(started.elapsed().as_secs() < 20, "took {:?}", started.elapsed());
+    assert!(started.elapsed().as_secs() < 100, "took {:?}", started.elapsed());
 }

@@ -153,3 +153,26 @@ proptest! {
         }
     }
 }
+
+/// CVE-2025-61723 and CVE-2025-58185 (Go): PEM without ends was read anew from each beginning, and lengths in DER were
+/// believed before the bytes were there.
+#[test]
+fn advisory_what_is_read_costs_its_length() {
+    let started = std::time::Instant::now();
+    let size = 4 << 20;
+    for line in
+        ["-----BEGIN A-----\n", "-----END A-----\n", "-----BEGIN A-----\nAAAA\n-----END B-----\n", "-\n"]
+    {
+        let text = line.repeat(size / line.len());
+        let _ = pem::decode_all(text.as_bytes());
+        let _ = bundle::from_pem(&domain(), text.as_bytes());
+    }
+    let unfinished = format!("-----BEGIN A-----\n{}", "AAAA\n".repeat(size / 5));
+    assert!(pem::decode_all(unfinished.as_bytes()).is_err());
+    // A certificate of four gigabytes, in ten bytes, alone and at the end of many small ones.
+    let huge = [0x30, 0x84, 0xff, 0xff, 0xff, 0xff, 0x30, 0x03, 0x02, 0x01];
+    assert!(inspect(&huge).is_err() && split_certificates(&huge).is_err());
+    let many = [[0x30, 0].repeat(size / 2), huge.to_vec()].concat();
+    assert!(split_certificates(&many).is_err());
+    assert!(started.elapsed().as_secs() < 100, "took {:?}", started.elapsed());
+}

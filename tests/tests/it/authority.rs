@@ -57,9 +57,8 @@ fn first_answer(socket: &Path, authority: &str) -> u8 {
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; usize::try_from(length).unwrap()];
         stream.read_exact(&mut payload).unwrap();
-        match head[3] {
-            kind @ (HEADERS | RST_STREAM | GOAWAY) => return kind,
-            _ => {}
+        if matches!(head[3], HEADERS | RST_STREAM | GOAWAY) {
+            return head[3];
         }
     }
 }

@@ -11,3 +11,4 @@ mod lifecycle;
 mod migration;
 mod nesting;
 mod rotation;
+mod tpm_devid;

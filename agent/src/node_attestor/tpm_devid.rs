@@ -5,7 +5,7 @@
 //! the attempt is given up. What is signed is the server's nonce alone, as the protocol has it; so it must have 32 bytes, which is no
 //! certificate, no token and no handshake.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -319,6 +319,8 @@ struct Response {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use bonafide_pki::{KeyType, PrivateKey, Signer as _, SystemRandom};
 
     use super::*;

@@ -11,6 +11,7 @@ use crate::node_attestor::http_challenge::HttpChallenge;
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::oidc::Oidc;
 use crate::node_attestor::sshpop::SshPop;
+use crate::node_attestor::tpm_devid::TpmDevId;
 use crate::node_attestor::x509pop::X509Pop;
 use crate::workload_attestor::docker::Docker;
 use crate::workload_attestor::gpu::Gpu;
@@ -28,6 +29,7 @@ pub(crate) fn node_attestor(config: &NodeAttestorConfig, random: &Arc<dyn Random
         NodeAttestorConfig::SshPop { host_key, host_cert } => {
             Arc::new(SshPop::new(host_key, host_cert, Arc::clone(random)))
         }
+        NodeAttestorConfig::TpmDevId(config) => Arc::new(TpmDevId::new(config, Arc::clone(random))),
         NodeAttestorConfig::HttpChallenge(config) => Arc::new(HttpChallenge::new(config)),
         NodeAttestorConfig::Oidc(source) => Arc::new(Oidc::new(source)),
     }

@@ -17,4 +17,5 @@ pub mod own_svid;
 pub mod server_client;
 pub mod svid_cache;
 pub mod sync;
+pub mod tpm;
 pub mod workload_attestor;

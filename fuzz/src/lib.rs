@@ -42,6 +42,8 @@ pub mod spire_config;
 #[cfg(feature = "daemons")]
 pub mod ssh_host;
 #[cfg(feature = "daemons")]
+pub mod tpm_devid;
+#[cfg(feature = "daemons")]
 pub mod upstream_answer;
 #[cfg(feature = "daemons")]
 pub mod workload_facts;

@@ -57,6 +57,7 @@ const TARGETS: [(&str, Check); 18] = [
     ("spiffe_id", crate::spiffe_id::check),
     ("spire_config", crate::spire_config::check),
     ("ssh_host", crate::ssh_host::check),
+    ("tpm_devid", crate::tpm_devid::check),
     ("workload_facts", crate::workload_facts::check),
     ("upstream_answer", crate::upstream_answer::check),
 ];
@@ -157,6 +158,7 @@ fn seeds(target: &str) -> Seeds {
         "spiffe_id" => spiffe_id(),
         "spire_config" => spire_config(),
         "ssh_host" => ssh_host(),
+        "tpm_devid" => tpm_devid(),
         "workload_facts" => workload_facts(),
         "upstream_answer" => upstream_answer(),
         other => panic!("no seeds for {other}"),
@@ -228,6 +230,53 @@ fn ssh_host() -> Seeds {
             content(2, &[b"node"], &[string(b"x"), string(b"y")].concat(), u64::MAX),
         ),
         ("refused-key-of-another-kind", string(b"ssh-dss")),
+    ]
+    .into()
+}
+
+fn tpm_devid() -> Seeds {
+    use bonafide_pki::tpm::{Kind, template};
+
+    use crate::tpm_devid::{
+        answer, attestation, challenge, device, payload, payload_with, rsa_area, signature, sized, statement,
+    };
+
+    let whole = |payload: Vec<u8>, answer: Vec<u8>| [payload, vec![0], answer].concat();
+    let (leaf, good) = (known_key::leaf(), statement(&device()));
+    let other = rsa_area(&template::signing_key(Kind::Rsa));
+    let unrestricted = {
+        let mut area = attestation();
+        area[5] &= !1;
+        area
+    };
+    let made = |body: &[u8]| {
+        let size = u32::try_from(10 + body.len()).expect("it is small");
+        [&[0x80, 2][..], &size.to_be_bytes(), &[0; 4], body].concat()
+    };
+    let body = [&[0x80, 0, 0, 1, 0, 0, 0, 4][..], &sized(&[7, 7]), &[0; 5]].concat();
+    [
+        ("attestation-key", attestation()),
+        ("device-key", device()),
+        ("endorsement-key", rsa_area(&template::endorsement_key())),
+        ("statement", good.clone()),
+        ("signature", signature(&good)),
+        ("signature-of-a-curve", [&[0, 0x18, 0, 0x0b][..], &sized(&[1; 32]), &sized(&[2; 32])].concat()),
+        ("answer-of-the-tpm", made(&body)),
+        ("challenge.json", challenge()),
+        ("signed-part", signed_part(&leaf).to_vec()),
+        ("payload-and-answer", whole(payload(&leaf, &device(), &good), answer(7, b""))),
+        ("refused-secret", whole(payload(&leaf, &device(), &good), answer(8, b""))),
+        ("refused-signature-of-more", whole(payload(&leaf, &device(), &good), answer(7, b"1"))),
+        ("refused-key-of-another", whole(payload(&leaf, &other, &statement(&other)), answer(7, b""))),
+        ("refused-statement-about-another", whole(payload(&leaf, &device(), &statement(&other)), answer(7, b""))),
+        (
+            "refused-attestation-key",
+            whole(payload_with(&leaf, &device(), &unrestricted, &good), answer(7, b"")),
+        ),
+        ("refused-answer-of-the-tpm-cut", made(&body[..9])),
+        ("refused-area-with-more", [&device()[..], &[0]].concat()),
+        ("refused-statement-of-another-kind", [&good[..5], &[0x18], &good[6..]].concat()),
+        ("refused-challenge-short.json", challenge().iter().copied().filter(|byte| *byte != b'=').collect()),
     ]
     .into()
 }

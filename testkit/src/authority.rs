@@ -3,7 +3,7 @@
 use bonafide_identity::{SpiffeId, Timestamp, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, SignatureAlgorithm,
+    KeyPair, KeyUsagePurpose, SanType, SignatureAlgorithm, SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
 
@@ -110,6 +110,23 @@ impl TestAuthority {
         let mut chain = vec![leaf.der().to_vec()];
         chain.extend(self.intermediates.iter().cloned());
         TestLeaf { chain, pkcs8: key.serialize_der() }
+    }
+
+    /// Certifies somebody else's key, a SubjectPublicKeyInfo as DER: the common name is `device`, there is no SPIFFE ID, and `change`
+    /// may spoil it. The certificate comes first, without the root.
+    pub fn certify(&self, key: &[u8], change: impl FnOnce(&mut CertificateParams)) -> Vec<Vec<u8>> {
+        let key = SubjectPublicKeyInfo::from_der(key).expect("rcgen knows the kinds of keys that are tested");
+        let mut params = CertificateParams::default();
+        params.not_before = date(self.validity.0);
+        params.not_after = date(self.validity.1);
+        params.distinguished_name = name("device");
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        change(&mut params);
+        let leaf = params.signed_by(&key, &self.issuer).expect("rcgen signs with its own key");
+        let mut chain = vec![leaf.der().to_vec()];
+        chain.extend(self.intermediates.iter().cloned());
+        chain
     }
 
     /// A certificate signing request (PKCS#10 DER) with this URI, and the private key it was signed with (PKCS#8 DER).

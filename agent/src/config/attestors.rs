@@ -5,7 +5,10 @@ use std::time::Duration;
 use bonafide_runtime::config::Problems;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
-use super::{HttpChallengeConfig, JoinTokenSource, NodeAttestorConfig, TokenSource, TokenUrl, raw};
+use super::{
+    HttpChallengeConfig, JoinTokenSource, NodeAttestorConfig, Secret, TokenSource, TokenUrl, TpmDevIdConfig,
+    raw,
+};
 use crate::node_attestor::oidc::is_fetchable;
 use crate::workload_attestor::gpu::{DEFAULT_POD_RESOURCES_SOCKET, GpuConfig};
 use crate::workload_attestor::k8s::{DEFAULT_NODE_NAME_ENV, K8sConfig};
@@ -42,6 +45,23 @@ pub(super) fn sshpop(raw: raw::SshPop) -> NodeAttestorConfig {
         host_key: raw.host_key_path.unwrap_or_else(|| "/etc/ssh/ssh_host_rsa_key".into()),
         host_cert: raw.host_cert_path.unwrap_or_else(|| "/etc/ssh/ssh_host_rsa_key-cert.pub".into()),
     }
+}
+
+pub(super) fn tpm_devid(raw: raw::TpmDevId, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
+    let mut required = |name: &str, path| problems.required(format!("node_attestor.tpm_devid.{name}"), path);
+    let devid_cert = required("devid_cert_path", raw.devid_cert_path);
+    let devid_priv = required("devid_priv_path", raw.devid_priv_path);
+    let devid_pub = required("devid_pub_path", raw.devid_pub_path);
+    let secret = |text: Option<String>| text.map(Secret::new).unwrap_or_default();
+    Some(NodeAttestorConfig::TpmDevId(TpmDevIdConfig {
+        devid_cert: devid_cert?,
+        devid_priv: devid_priv?,
+        devid_pub: devid_pub?,
+        devid_password: secret(raw.devid_password),
+        tpm_device: raw.tpm_device_path,
+        owner_hierarchy_password: secret(raw.owner_hierarchy_password),
+        endorsement_hierarchy_password: secret(raw.endorsement_hierarchy_password),
+    }))
 }
 
 pub(super) fn http_challenge(
@@ -242,6 +262,12 @@ mod tests {
         };
         assert_eq!(host_key, Path::new("/etc/ssh/ssh_host_rsa_key"));
         assert_eq!(host_cert, Path::new("/etc/ssh/ssh_host_rsa_key-cert.pub"));
+        let files = "devid_cert_path = \"/c\"\ndevid_priv_path = \"/k\"\ndevid_pub_path = \"/p\"";
+        let Ok(NodeAttestorConfig::TpmDevId(config)) = parse(&format!("tpm_devid]\n{files}")) else {
+            panic!("tpm_devid")
+        };
+        assert_eq!((config.devid_pub, config.tpm_device), ("/p".into(), None));
+        assert_eq!(config.devid_password.expose(), "");
         let Ok(NodeAttestorConfig::HttpChallenge(config)) = parse("http_challenge]") else {
             panic!("http_challenge")
         };
@@ -271,6 +297,10 @@ mod tests {
             ("http_challenge]\nagentname = \"a.b\"", "node_attestor.http_challenge.agentname: must be"),
             ("http_challenge]\nhostname = \"localhost\"", "node_attestor.http_challenge.hostname: cannot"),
             ("http_challenge]\nadvertised_port = 0", "node_attestor.http_challenge.advertised_port: must"),
+            (
+                "tpm_devid]\ndevid_cert_path = \"/c\"\ndevid_pub_path = \"/p\"\ndevid_password = \"secret\"",
+                "node_attestor.tpm_devid.devid_priv_path: is required",
+            ),
             ("sshpop]\n[node_attestor.oidc]\ntoken_path = \"/t\"", "node_attestor: only one table"),
         ] {
             let found = parse(table).unwrap_err();

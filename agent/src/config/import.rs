@@ -26,7 +26,7 @@ const TELEMETRY: &str = "metrics are offered to Prometheus only, at health_addre
 const SDS: &str = "Envoy's secret discovery service is not offered: let Envoy read files that `bonafide write --watch` keeps fresh";
 const ATTESTOR: &str = "this node attestor does not exist here: attest in another way; the agent then has another SPIFFE ID, so \
                         entries below it need a new parent. For Kubernetes, Google Cloud and Azure see node_attestor.oidc, for the \
-                        rest x509pop, sshpop, http_challenge and join tokens";
+                        rest x509pop, sshpop, tpm_devid, http_challenge and join tokens";
 const WORKLOAD: &str =
     "this workload attestor does not exist here: entries with its selectors match no process on this node";
 const SIGSTORE: &str = "signatures of images are not verified: entries with selectors of signatures or attestations match no process; \
@@ -146,6 +146,29 @@ const ROWS: &[Row] = &[
     row("plugins.NodeAttestor.sshpop", Used),
     row("plugins.NodeAttestor.sshpop.host_key_path", To(Text, "node_attestor.sshpop.host_key_path")),
     row("plugins.NodeAttestor.sshpop.host_cert_path", To(Text, "node_attestor.sshpop.host_cert_path")),
+    row("plugins.NodeAttestor.tpm_devid", Used),
+    row(
+        "plugins.NodeAttestor.tpm_devid.devid_cert_path",
+        To(Text, "node_attestor.tpm_devid.devid_cert_path"),
+    ),
+    row(
+        "plugins.NodeAttestor.tpm_devid.devid_priv_path",
+        To(Text, "node_attestor.tpm_devid.devid_priv_path"),
+    ),
+    row("plugins.NodeAttestor.tpm_devid.devid_pub_path", To(Text, "node_attestor.tpm_devid.devid_pub_path")),
+    row("plugins.NodeAttestor.tpm_devid.devid_password", To(Text, "node_attestor.tpm_devid.devid_password")),
+    row(
+        "plugins.NodeAttestor.tpm_devid.tpm_device_path",
+        To(Text, "node_attestor.tpm_devid.tpm_device_path"),
+    ),
+    row(
+        "plugins.NodeAttestor.tpm_devid.owner_hierarchy_password",
+        To(Text, "node_attestor.tpm_devid.owner_hierarchy_password"),
+    ),
+    row(
+        "plugins.NodeAttestor.tpm_devid.endorsement_hierarchy_password",
+        To(Text, "node_attestor.tpm_devid.endorsement_hierarchy_password"),
+    ),
     row("plugins.NodeAttestor.http_challenge", Used),
     row("plugins.NodeAttestor.http_challenge.hostname", To(Text, "node_attestor.http_challenge.hostname")),
     row("plugins.NodeAttestor.http_challenge.agentname", To(Text, "node_attestor.http_challenge.agentname")),
@@ -433,7 +456,7 @@ fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
     if token.is_some() && file.is_some() {
         import.refuse("agent.join_token_file", "excludes join_token; remove one of them");
     }
-    let known = ["x509pop", "sshpop", "http_challenge", "join_token"];
+    let known = ["x509pop", "sshpop", "tpm_devid", "http_challenge", "join_token"];
     let plugin = |name: &str| format!("plugins.NodeAttestor.{name}");
     let given: Vec<&str> = known.into_iter().filter(|name| import.has(&plugin(name))).collect();
     for second in given.iter().skip(1) {
@@ -462,6 +485,8 @@ fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
             import.default("node_attestor.sshpop.host_key_path", "/etc/ssh/ssh_host_rsa_key");
             import.default("node_attestor.sshpop.host_cert_path", "/etc/ssh/ssh_host_rsa_key-cert.pub");
         }
+        // Its settings are carried one by one.
+        _ if attestor == "tpm_devid" => {}
         _ if attestor == "http_challenge" => {
             const PORT: &str = "plugins.NodeAttestor.http_challenge.advertised_port";
             import.default("node_attestor.http_challenge.agentname", "default");
@@ -630,8 +655,8 @@ mod tests {
             }
             plugins {
               KeyManager "memory" { plugin_data { } }
-              WorkloadAttestor "slurm" { plugin_data { } }
-              NodeAttestor "tpm_devid" { plugin_data { devid_password = "hidden" } }
+              WorkloadAttestor "windows" { plugin_data { } }
+              NodeAttestor "made_elsewhere" { plugin_data { password = "hidden" } }
               SVIDStore "aws_secretsmanager" { plugin_data { secretaccesskey = "hidden" } }
             }
             health_checks { bind_port = "8080" }
@@ -646,9 +671,9 @@ mod tests {
                 "agent.log_selectors",
                 "agent.sds.default_svid_name",
                 "plugins.KeyManager.memory",
-                "plugins.NodeAttestor.tpm_devid",
+                "plugins.NodeAttestor.made_elsewhere",
                 "plugins.SVIDStore.aws_secretsmanager",
-                "plugins.WorkloadAttestor.slurm",
+                "plugins.WorkloadAttestor.windows",
             ]
         );
         assert!(!translation.text.contains("hidden"), "{}", translation.text);
@@ -786,6 +811,14 @@ mod tests {
         let (config, _) = with("\"sshpop\" { plugin_data { host_key_path = \"/k\" } }");
         let NodeAttestorConfig::SshPop { host_key, host_cert } = config.node_attestor else { panic!() };
         assert_eq!((host_key, host_cert), ("/k".into(), "/etc/ssh/ssh_host_rsa_key-cert.pub".into()));
+        let (config, translation) = with(
+            "\"tpm_devid\" { plugin_data { devid_cert_path = \"/c\" devid_priv_path = \"/k\" devid_pub_path = \"/p\" \
+             devid_password = \"pw\" owner_hierarchy_password = \"ow\" } }",
+        );
+        let NodeAttestorConfig::TpmDevId(devid) = config.node_attestor else { panic!() };
+        assert_eq!((devid.devid_cert, devid.devid_priv), ("/c".into(), "/k".into()));
+        assert_eq!((devid.devid_password.expose(), devid.owner_hierarchy_password.expose()), ("pw", "ow"));
+        assert_eq!(left(&translation), Vec::<&str>::new());
         for empty in ["{ }", "{ plugin_data { } }", "{ plugin_data { advertised_port = 0 } }"] {
             let (config, _) = with(&format!("\"http_challenge\" {empty}"));
             let NodeAttestorConfig::HttpChallenge(challenge) = config.node_attestor else { panic!() };

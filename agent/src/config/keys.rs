@@ -165,6 +165,44 @@ pub(super) const KEYS: &[Key] = &[
         "The certificate of that key.",
     ),
     key(
+        "node_attestor.tpm_devid.devid_cert_path",
+        PATH,
+        Nothing,
+        "PEM file with the certificate of the device identity (DevID), optionally followed by intermediates. Read at each attestation.",
+    ),
+    key(
+        "node_attestor.tpm_devid.devid_priv_path",
+        PATH,
+        Nothing,
+        "The private part of its key as the TPM gave it out (`TPM2B_PRIVATE`, with or without its length in front). The key's parent is \
+         the standard storage root key of the same kind, RSA or ECC.",
+    ),
+    key(
+        "node_attestor.tpm_devid.devid_pub_path",
+        PATH,
+        Nothing,
+        "The public area of its key (`TPMT_PUBLIC`, with or without its length in front).",
+    ),
+    key("node_attestor.tpm_devid.devid_password", TEXT, Nothing, "The password of its key. Absent: none."),
+    key(
+        "node_attestor.tpm_devid.tpm_device_path",
+        PATH,
+        Nothing,
+        "The TPM: a device, or a Unix socket that takes plain commands. Absent: the only `/dev/tpmrm<n>`, else the only `/dev/tpm<n>`.",
+    ),
+    key(
+        "node_attestor.tpm_devid.owner_hierarchy_password",
+        TEXT,
+        Nothing,
+        "The password of the TPM's owner hierarchy. Absent: none.",
+    ),
+    key(
+        "node_attestor.tpm_devid.endorsement_hierarchy_password",
+        TEXT,
+        Nothing,
+        "The password of the TPM's endorsement hierarchy. Absent: none.",
+    ),
+    key(
         "node_attestor.http_challenge.hostname",
         TEXT,
         Nothing,

@@ -11,6 +11,7 @@ mod raw;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bonafide_identity::{SpiffeId, TrustDomain};
@@ -21,6 +22,7 @@ use http::{HeaderMap, Method, Uri};
 
 pub use keys::reference;
 use raw::Raw;
+use zeroize::Zeroizing;
 
 use crate::api::broker::References;
 use crate::api::limit::RateLimits;
@@ -164,10 +166,47 @@ pub enum NodeAttestorConfig {
         /// Its certificate.
         host_cert: PathBuf,
     },
+    /// By a device identity in a TPM.
+    TpmDevId(TpmDevIdConfig),
     /// By answering under a host name.
     HttpChallenge(HttpChallengeConfig),
     /// By a token of an OpenID Connect issuer.
     Oidc(TokenSource),
+}
+
+/// A device identity in a TPM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TpmDevIdConfig {
+    /// PEM of the certificate, and of those between it and its root.
+    pub devid_cert: PathBuf,
+    /// The private part of the key, which this TPM alone can load.
+    pub devid_priv: PathBuf,
+    /// The public area of the key.
+    pub devid_pub: PathBuf,
+    /// The password of the key.
+    pub devid_password: Secret,
+    /// Where the TPM is; the only one of the machine when absent.
+    pub tpm_device: Option<PathBuf>,
+    /// The password of the owner's hierarchy.
+    pub owner_hierarchy_password: Secret,
+    /// The password of the endorsement hierarchy.
+    pub endorsement_hierarchy_password: Secret,
+}
+
+/// A secret of the configuration. It is wiped when the last copy of the configuration goes, and is never printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(Arc<Zeroizing<String>>);
+
+impl Secret {
+    /// Takes a text over.
+    pub fn new(text: String) -> Self {
+        Self(Arc::new(Zeroizing::new(text)))
+    }
+
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
 }
 
 /// How the server's call is answered.
@@ -214,6 +253,7 @@ impl std::fmt::Debug for NodeAttestorConfig {
             Self::JoinToken(_) => "JoinToken",
             Self::X509Pop { .. } => "X509Pop",
             Self::SshPop { .. } => "SshPop",
+            Self::TpmDevId(_) => "TpmDevId",
             Self::HttpChallenge(_) => "HttpChallenge",
             Self::Oidc(_) => "Oidc",
         })
@@ -385,14 +425,20 @@ fn bootstrap(raw: raw::Bootstrap, problems: &mut Problems<'_>) -> Option<Bootstr
 }
 
 fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
-    let raw::NodeAttestor { join_token, x509pop, sshpop, http_challenge, oidc } = raw;
-    let given =
-        [join_token.is_some(), x509pop.is_some(), sshpop.is_some(), http_challenge.is_some(), oidc.is_some()];
+    let raw::NodeAttestor { join_token, x509pop, sshpop, tpm_devid, http_challenge, oidc } = raw;
+    let given = [
+        join_token.is_some(),
+        x509pop.is_some(),
+        sshpop.is_some(),
+        tpm_devid.is_some(),
+        http_challenge.is_some(),
+        oidc.is_some(),
+    ];
     match given.iter().filter(|given| **given).count() {
         0 => {
             problems.push(
                 "node_attestor",
-                "give one table: [node_attestor.join_token], x509pop, sshpop, http_challenge or oidc",
+                "give one table: [node_attestor.join_token], x509pop, sshpop, tpm_devid, http_challenge or oidc",
             );
             return None;
         }
@@ -405,6 +451,7 @@ fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<
     None.or(join_token.map(|raw| attestors::join_token(raw, problems)))
         .or(x509pop.map(|raw| attestors::x509pop(raw, problems)))
         .or(sshpop.map(|raw| Some(attestors::sshpop(raw))))
+        .or(tpm_devid.map(|raw| attestors::tpm_devid(raw, problems)))
         .or(http_challenge.map(|raw| attestors::http_challenge(raw, problems)))
         .or(oidc.map(|raw| attestors::oidc(raw, problems)))?
 }

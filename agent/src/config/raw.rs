@@ -63,6 +63,7 @@ table! {
         join_token: Option<JoinToken>,
         x509pop: Option<X509Pop>,
         sshpop: Option<SshPop>,
+        tpm_devid: Option<TpmDevId>,
         http_challenge: Option<HttpChallenge>,
         oidc: Option<Oidc>,
     }
@@ -87,6 +88,18 @@ table! {
     SshPop {
         host_key_path: Option<PathBuf>,
         host_cert_path: Option<PathBuf>,
+    }
+}
+
+table! {
+    TpmDevId {
+        devid_cert_path: Option<PathBuf>,
+        devid_priv_path: Option<PathBuf>,
+        devid_pub_path: Option<PathBuf>,
+        devid_password: Option<String>,
+        tpm_device_path: Option<PathBuf>,
+        owner_hierarchy_password: Option<String>,
+        endorsement_hierarchy_password: Option<String>,
     }
 }
 
@@ -233,6 +246,7 @@ impl Raw {
                 join_token: Some(JoinToken::default()),
                 x509pop: Some(X509Pop::default()),
                 sshpop: Some(SshPop::default()),
+                tpm_devid: Some(TpmDevId::default()),
                 http_challenge: Some(HttpChallenge::default()),
                 oidc: Some(Oidc::default()),
             },

@@ -8,6 +8,7 @@ pub mod http_challenge;
 pub mod join_token;
 pub mod oidc;
 pub mod sshpop;
+pub mod tpm_devid;
 pub mod x509pop;
 
 use std::path::PathBuf;
@@ -16,6 +17,8 @@ use async_trait::async_trait;
 use bonafide_pki::KeyError;
 use bonafide_pki::ssh::SshError;
 use zeroize::Zeroizing;
+
+use crate::tpm::TpmError;
 
 /// One way to prove which node this is.
 #[async_trait]
@@ -82,6 +85,27 @@ pub enum NodeAttestError {
         /// Why not.
         #[source]
         source: SshError,
+    },
+    /// A file does not hold what a TPM makes.
+    #[error("{path} is no public area of a key as a TPM makes it")]
+    Blob {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: bonafide_pki::tpm::TpmError,
+    },
+    /// The TPM does not do its part.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The TPM has no certificate that says who made it.
+    #[error(
+        "the TPM has no certificate of its RSA endorsement key at the index 0x01c00002: write the manufacturer's there"
+    )]
+    NoEndorsementCertificate {
+        /// What the TPM said.
+        #[source]
+        source: TpmError,
     },
     /// The port for the server's call cannot be had.
     #[error("cannot listen on port {port} for the server's challenge")]

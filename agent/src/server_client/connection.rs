@@ -231,7 +231,17 @@ impl Connection {
             let answer = answers.message().await.map_err(|status| self.failed(RPC, status))?;
             match answer.and_then(|answer| answer.step) {
                 Some(attest_agent_response::Step::Challenge(challenge)) => {
-                    let response = attempt.respond(&challenge)?;
+                    // Some attestors wait for hardware.
+                    let answered = tokio::task::spawn_blocking(move || {
+                        let response = attempt.respond(&challenge);
+                        (attempt, response)
+                    });
+                    let response;
+                    (attempt, response) = match answered.await {
+                        Ok(answered) => answered,
+                        Err(error) => return Err(ServerError::malformed(RPC, error.to_string())),
+                    };
+                    let response = response?;
                     send.send(step(Step::ChallengeResponse(response))).await.map_err(gone)?;
                 }
                 Some(attest_agent_response::Step::Result(result)) => {

@@ -16,3 +16,4 @@ mod reference;
 mod rotation;
 mod svid;
 mod sync;
+mod tpm;

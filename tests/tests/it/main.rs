@@ -13,3 +13,4 @@ mod lifecycle;
 mod migration;
 mod nesting;
 mod rotation;
+mod tpm_devid;

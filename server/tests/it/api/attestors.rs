@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bonafide_identity::Timestamp;
 use bonafide_pki::digest::Sha256;
 use bonafide_pki::ssh::{SshCertificate, SshPrivateKey};
-use bonafide_pki::{KeyType, PrivateKey, SignatureAlgorithm, Signer as _, SystemRandom, jwk};
+use bonafide_pki::{KeyType, PrivateKey, SignatureAlgorithm, Signer as _, SystemRandom, jwk, pem};
 use bonafide_proto::spire::server::agent::v1::{BanAgentRequest, DeleteAgentRequest, RenewAgentRequest};
 use bonafide_runtime::clock::SystemClock;
 use bonafide_server::node_attestor::http_challenge::{HttpChallenge, HttpChallengeSettings, Resolver};
@@ -60,13 +60,15 @@ async fn every_attestor_keeps_the_rules() {
     if !keygen(files.path(), &["-N", "", "-t", "ed25519", "-f", "ca"]) {
         return;
     }
-    let root = file("root.pem", bonafide_pki::pem::encode("CERTIFICATE", roots.root()).as_bytes());
+    let root = file("root.pem", pem::encode("CERTIFICATE", roots.root()).as_bytes());
+    let machine = super::tpm::Machine::new();
     let keys = format!("jwks_path = \"{}\"", file("keys.json", issuer.key_set().as_bytes()));
     let section = format!(
         "[node_attestor.x509pop]\nca_bundle_path = \"{root}\"\n\
          [node_attestor.sshpop]\ncert_authorities_path = \"{}\"\n\
-         [node_attestor.http_challenge]\nallow_local_addresses = true\n{}",
+         [node_attestor.http_challenge]\nallow_local_addresses = true\n{}{}",
         files.path().join("ca.pub").display(),
+        machine.section(&files),
         issuer_section(&keys, ""),
     );
     let server = TestServer::start_in(TempDir::new().unwrap(), clock.clone(), &section).await;
@@ -103,6 +105,13 @@ async fn every_attestor_keeps_the_rules() {
             attestor: "sshpop",
             payload: Box::new(|| host.payload()),
             answer: Box::new(|challenge| host.answer(&challenge, |_| {})),
+            spent_by_showing: false,
+            reattestable: true,
+        },
+        Candidate {
+            attestor: "tpm_devid",
+            payload: Box::new(|| machine.payload()),
+            answer: Box::new(|challenge| machine.answer(&challenge)),
             spent_by_showing: false,
             reattestable: true,
         },
@@ -1170,6 +1179,16 @@ fn files_that_cannot_be_used_are_found_by_the_check() {
     assert!(dsa.contains("dsa, line 2: unsupported key type \"ssh-dss\""), "{dsa}");
     let inline = check("[node_attestor.sshpop]\ncert_authorities = [\"from=\\\"x\\\" ssh-ed25519 AAAA\"]");
     assert!(inline.contains("cert_authorities[0]: options before the key"), "{inline}");
+    let root = pem::encode("CERTIFICATE", super::attestation::node_authority().root());
+    let (root, none) = (write("root.pem", &root), write("none.pem", "no certificate\n"));
+    let tpm = |devices: &str, manufacturers: &str| {
+        check(&format!(
+            "[node_attestor.tpm_devid]\ndevid_ca_path = \"{devices}\"\nendorsement_ca_path = \"{manufacturers}\""
+        ))
+    };
+    assert_eq!(tpm(&root, &root), "");
+    assert!(tpm("/missing", &root).starts_with("node_attestor.tpm_devid: cannot read /missing"));
+    assert!(tpm(&root, &none).contains("none.pem: no certificate found: give PEM certificates"));
     let oidc = |keys: &str| issuer_section(keys, "");
     let missing = check(&oidc("jwks_path = \"/missing\""));
     assert!(missing.starts_with("node_attestor.oidc: issuer prod: cannot read /missing"), "{missing}");

@@ -11,6 +11,7 @@ use crate::config::{
     Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
 };
 use crate::federation;
+use crate::gpu_evidence::GpuEvidence;
 use crate::node_attestor::Attestors;
 use crate::node_attestor::http_challenge::{HttpChallenge, SystemResolver};
 use crate::node_attestor::join_token::JoinToken;
@@ -127,6 +128,9 @@ pub enum NodeAttestorError {
     /// `sshpop`.
     #[error("node_attestor.sshpop: {0}")]
     SshPop(#[from] SshPopError),
+    /// `gpu_evidence`.
+    #[error("node_attestor.gpu_evidence: {0}")]
+    GpuEvidence(#[from] crate::gpu_evidence::GpuEvidenceFilesError),
     /// `oidc`.
     #[error("node_attestor.oidc: {0}")]
     Oidc(#[from] KeysError),
@@ -149,6 +153,9 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
         && let Err(error) = SshPop::check(sshpop)
     {
         problems.push(format!("node_attestor.sshpop: {error}"));
+    }
+    if let Some(Err(error)) = config.node_attestor.gpu_evidence.clone().map(GpuEvidence::open) {
+        problems.push(format!("node_attestor.gpu_evidence: {error}"));
     }
     if let Err(error) = Oidc::check(&config.node_attestor.oidc) {
         problems.push(format!("node_attestor.oidc: {error}"));

@@ -176,6 +176,7 @@ impl Attestation {
                     selectors: attested.selectors.clone(),
                     can_reattest: attested.can_reattest,
                     agent_version: known.map(|node| node.agent_version.clone()).unwrap_or_default(),
+                    evidence_until: None,
                 };
                 unit.record_issued(std::slice::from_ref(&issued))?;
                 unit.node_put(node).map(Ok)

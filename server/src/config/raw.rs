@@ -136,6 +136,14 @@ raw! {
         sshpop: Option<RawSshPop>,
         http_challenge: Option<RawHttpChallenge>,
         oidc: Option<RawOidc>,
+        gpu_evidence: Option<RawGpuEvidence>,
+    }
+    RawGpuEvidence {
+        root_paths: Vec<PathBuf>,
+        references_path: Option<PathBuf>,
+        measurements: Option<String>,
+        max_age: Option<HumanDuration>,
+        device_selectors: Option<bool>,
     }
     RawJoinToken {
         enabled: Option<bool>,

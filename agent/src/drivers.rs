@@ -13,6 +13,7 @@ use crate::node_attestor::oidc::Oidc;
 use crate::node_attestor::sshpop::SshPop;
 use crate::node_attestor::x509pop::X509Pop;
 use crate::workload_attestor::docker::Docker;
+use crate::workload_attestor::slurm::Slurm;
 use crate::workload_attestor::systemd::Systemd;
 use crate::workload_attestor::unix::Unix;
 use crate::workload_attestor::{WorkloadAttestor, WorkloadAttestors};
@@ -40,6 +41,7 @@ pub(crate) fn workload_attestors(
             WorkloadAttestorConfig::Unix(config) => Arc::new(Unix::new(config.clone(), Arc::clone(clock))),
             WorkloadAttestorConfig::Systemd(config) => Arc::new(Systemd::new(config.clone())),
             WorkloadAttestorConfig::Docker(config) => Arc::new(Docker::new(config.clone())),
+            WorkloadAttestorConfig::Slurm(config) => Arc::new(Slurm::new(config.clone(), Arc::clone(clock))),
         }
     };
     WorkloadAttestors::new(config.iter().map(attestor).collect())

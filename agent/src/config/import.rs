@@ -160,6 +160,7 @@ const ROWS: &[Row] = &[
         To(Integer, "workload_attestor.unix.workload_size_limit"),
     ),
     row("plugins.WorkloadAttestor.systemd", Used),
+    row("plugins.WorkloadAttestor.slurm", Used),
     row("plugins.WorkloadAttestor.docker", Used),
     row(
         "plugins.WorkloadAttestor.docker.docker_socket_path",
@@ -425,11 +426,11 @@ fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
 /// Each attestor that SPIRE's file has gets its table, for without one it does not run.
 fn workload_attestors(import: &mut Import<'_>) {
     const DOCKER: &str = "plugins.WorkloadAttestor.docker";
-    let [unix, systemd, docker] =
-        ["unix", "systemd", "docker"].map(|name| import.has(&format!("plugins.WorkloadAttestor.{name}")));
+    let [unix, systemd, docker, slurm] = ["unix", "systemd", "docker", "slurm"]
+        .map(|name| import.has(&format!("plugins.WorkloadAttestor.{name}")));
     if unix {
         import.default("workload_attestor.unix.discover_workload_path", false);
-    } else if !systemd && !docker {
+    } else if !systemd && !docker && !slurm {
         import.note(
             "plugins.WorkloadAttestor.unix",
             "SPIRE's file has no workload attestor that exists here; unix runs then, and entries with its selectors match",
@@ -437,6 +438,9 @@ fn workload_attestors(import: &mut Import<'_>) {
     }
     if systemd {
         import.default("workload_attestor.systemd.bus_socket", "/run/dbus/system_bus_socket");
+    }
+    if slurm {
+        import.default("workload_attestor.slurm.cgroup_root", "/sys/fs/cgroup");
     }
     if !docker {
         return;
@@ -752,6 +756,9 @@ mod tests {
         assert_eq!(left(&translation), Vec::<&str>::new());
         let (found, translation) = with("WorkloadAttestor \"systemd\" { }");
         assert!(matches!(found[..], [WorkloadAttestorConfig::Systemd(_)]), "{found:?}");
+        assert!(!translation.text.contains("unix runs then"), "{}", translation.text);
+        let (found, translation) = with("WorkloadAttestor \"slurm\" { }");
+        assert!(matches!(found[..], [WorkloadAttestorConfig::Slurm(_)]), "{found:?}");
         assert!(!translation.text.contains("unix runs then"), "{}", translation.text);
         let (found, translation) = with("WorkloadAttestor \"k8s\" { }");
         assert!(matches!(found[..], [WorkloadAttestorConfig::Unix(_)]), "{found:?}");

@@ -39,6 +39,14 @@ table! {
         log: Log,
         svid: Svid,
         workload_attestor: WorkloadAttestor,
+        gpu_evidence: Option<GpuEvidence>,
+    }
+}
+
+table! {
+    GpuEvidence {
+        command: Option<PathBuf>,
+        timeout: Option<HumanDuration>,
     }
 }
 
@@ -173,6 +181,14 @@ table! {
         unix: Option<Unix>,
         systemd: Option<Systemd>,
         docker: Option<Docker>,
+        slurm: Option<Slurm>,
+    }
+}
+
+table! {
+    Slurm {
+        jobs_dir: Option<PathBuf>,
+        cgroup_root: Option<PathBuf>,
     }
 }
 
@@ -211,7 +227,9 @@ impl Raw {
                 unix: Some(Unix::default()),
                 systemd: Some(Systemd::default()),
                 docker: Some(Docker::default()),
+                slurm: Some(Slurm::default()),
             },
+            gpu_evidence: Some(GpuEvidence::default()),
             ..Self::default()
         }
     }

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod dbus;
 pub mod docker;
 mod places;
+pub mod slurm;
 pub mod systemd;
 pub mod unix;
 

@@ -10,6 +10,7 @@ mod containers;
 mod delegated_identity;
 mod documents;
 mod fake_server;
+mod gpu_evidence;
 mod harness;
 mod keeping_up;
 mod pid_reuse;

@@ -905,6 +905,18 @@ mod tests {
             with(&format!("workload_api.socket = \"/{long}\"")),
             "workload_api.socket: has 121 bytes; at most 90 are possible"
         );
+        for (line, start) in [
+            ("[gpu_evidence]", "gpu_evidence.command: "),
+            ("gpu_evidence.command = \"collect\"", "gpu_evidence.command: must be an absolute path"),
+            (
+                "gpu_evidence = { command = \"/c\", timeout = \"2m\" }",
+                "gpu_evidence.timeout: must be between",
+            ),
+            ("workload_attestor.slurm.jobs_dir = \"jobs\"", "workload_attestor.slurm.jobs_dir: must be"),
+        ] {
+            let found = with(line);
+            assert!(found.starts_with(start), "{found}");
+        }
         assert_eq!(mistakes("trust_domain = \"example.org\"\nserver.address = \"a:1\"").len(), 2);
         assert_eq!(mistakes("trust_domain =").len(), 1);
     }

@@ -294,6 +294,33 @@ mod tests {
     }
 
     #[test]
+    fn evidence_of_gpus_needs_roots_and_another_attestor() {
+        let with = |text: &str| problems(&format!("[node_attestor.gpu_evidence]\n{text}"));
+        assert!(with("root_paths = [\"/r\"]").is_empty());
+        for (text, start) in [
+            ("", "node_attestor.gpu_evidence.root_paths: is required"),
+            (
+                "root_paths = [\"/r\"]\nmeasurements = \"all\"",
+                "node_attestor.gpu_evidence.measurements: must be",
+            ),
+            (
+                "root_paths = [\"/r\"]\nmeasurements = \"require\"",
+                "node_attestor.gpu_evidence.references_path: is",
+            ),
+            ("root_paths = [\"/r\"]\nmax_age = \"59s\"", "node_attestor.gpu_evidence.max_age: must be"),
+            ("root_paths = [\"/r\"]\nmax_age = \"8d\"", "node_attestor.gpu_evidence.max_age: must be"),
+            (
+                "root_paths = [\"/r\"]\n[node_attestor.join_token]\nenabled = false",
+                "node_attestor.gpu_evidence: says nothing of who a node is",
+            ),
+        ] {
+            let found = with(text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with(start), "{found:?}");
+        }
+    }
+
+    #[test]
     fn sshpop_needs_an_authority_and_a_template_that_is_known() {
         let with = |text: &str| problems(&format!("[node_attestor.sshpop]\n{text}"));
         assert!(with("cert_authorities_path = \"/x\"")[..].is_empty());

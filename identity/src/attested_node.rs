@@ -202,6 +202,15 @@ impl AttestedNode {
         self.selectors = others.union(&selectors);
     }
 
+    /// Takes over what evidence said of the same node before it attested again, until its end: between attesting and showing evidence anew the
+    /// node must not lose what depends on it.
+    pub fn keep_evidence(&mut self, before: &Self) {
+        if let Some(until) = before.evidence_until {
+            let ours = before.selectors.iter().filter(|selector| selector.kind() == EVIDENCE);
+            self.set_evidence(ours.cloned().collect(), until);
+        }
+    }
+
     /// Bans the node: no certificate of its is good any more.
     pub fn ban(&mut self) {
         self.serial = None;
@@ -266,7 +275,14 @@ mod tests {
         node.set_evidence(set(&["gpu_node:arch:gh100"]), until);
         assert_eq!(node.selectors, set(&["gpu_node:arch:gh100", "x509pop:a"]));
         assert_eq!(node.evidence_until, Some(until));
+        let mut again = self::node();
+        again.selectors = set(&["x509pop:b"]);
+        again.keep_evidence(&node);
+        assert_eq!(again.selectors, set(&["gpu_node:arch:gh100", "x509pop:b"]));
+        assert_eq!(again.evidence_until, Some(until));
         node.set_evidence(set(&[]), until);
+        again.keep_evidence(&node);
+        assert_eq!(again.evidence_until, Some(until), "nothing was known before");
         assert_eq!((node.selectors, node.evidence_until), (set(&["x509pop:a"]), None));
     }
 

@@ -231,7 +231,7 @@ pub(super) fn node(row: u64, node: &AttestedNode) -> Vec<u8> {
         selectors: selectors(&node.selectors),
         can_reattest: node.can_reattest,
         agent_version: node.agent_version.clone(),
-        evidence_until: node.evidence_until.map(|until| until.unix_millis()),
+        evidence_until: node.evidence_until.map(Timestamp::unix_millis),
     }
     .encode_to_vec()
 }

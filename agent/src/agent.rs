@@ -36,6 +36,7 @@ use crate::api::workload::WorkloadApi;
 use crate::bootstrap::store::{DataFile, StoreError};
 use crate::bootstrap::{AttestPatience, BootstrapError, bootstrap, key_manager};
 use crate::config::Config;
+use crate::gpu_evidence::{Command, Showing};
 use crate::own_svid::{OwnSvid, Surroundings};
 use crate::server_client::{Connector, Identity, ServerClient};
 use crate::svid_cache::SvidCache;
@@ -206,6 +207,12 @@ impl Agent {
             Arc::clone(&random),
             config.svid,
         );
+        let showing = config.gpu_evidence.clone().map(|config| Showing {
+            collector: Arc::new(Command::new(config)),
+            own: own.clone(),
+            client: client.clone(),
+            clock: Arc::clone(&clock),
+        });
         let last_sync = LastSync::default();
         let sync = Sync {
             trust_domain: config.trust_domain.clone(),
@@ -235,6 +242,13 @@ impl Agent {
         let until = shutdown.clone();
         tasks.spawn("sync", async move { Ok(sync.run(until).await?) });
 
+        if let Some(showing) = showing {
+            let until = shutdown.clone();
+            tasks.spawn("gpu-evidence", async move {
+                showing.run(until).await;
+                Ok(())
+            });
+        }
         let (fresh, entries, until) = (Arc::clone(&tokens), Arc::clone(&cache), shutdown.clone());
         tasks.spawn("jwt-renewal", async move {
             tokio::select! {

@@ -188,6 +188,12 @@ impl PinnedCaller {
         self.0.gid
     }
 
+    /// When the process started, in clock ticks since the machine did.
+    #[must_use]
+    pub fn start_ticks(&self) -> u64 {
+        self.0.start_time
+    }
+
     /// `/proc/<pid>/status` as it was when the process was pinned, which is when this call came in.
     #[must_use]
     pub fn status(&self) -> &str {

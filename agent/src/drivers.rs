@@ -16,6 +16,7 @@ use crate::node_attestor::x509pop::X509Pop;
 use crate::workload_attestor::docker::Docker;
 use crate::workload_attestor::gpu::Gpu;
 use crate::workload_attestor::k8s::K8s;
+use crate::workload_attestor::slurm::Slurm;
 use crate::workload_attestor::systemd::Systemd;
 use crate::workload_attestor::unix::Unix;
 use crate::workload_attestor::{WorkloadAttestor, WorkloadAttestors};
@@ -54,6 +55,7 @@ pub(crate) fn workload_attestors(
             WorkloadAttestorConfig::Gpu(config) => {
                 Arc::new(Gpu::new(config.clone(), Arc::clone(pods.as_ref()?)))
             }
+            WorkloadAttestorConfig::Slurm(config) => Arc::new(Slurm::new(config.clone(), Arc::clone(clock))),
         })
     };
     WorkloadAttestors::new(config.iter().filter_map(attestor).collect())

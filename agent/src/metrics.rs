@@ -86,6 +86,13 @@ pub const AGENT_METRICS: &[MetricDoc] = &[
         "When the first of the kept X.509-SVIDs ends, as Unix time; 0 without any.",
     ),
     doc(
+        GPU_EVIDENCE,
+        MetricKind::Counter,
+        "",
+        &["result"],
+        "Attempts to show evidence of GPUs: `ok`, `refused` by the server, `not_collected`, or `no_challenge`.",
+    ),
+    doc(
         SYNCS,
         MetricKind::Counter,
         "",
@@ -136,6 +143,7 @@ const ENTRIES: &str = "bonafide_agent_entries";
 const SVIDS: &str = "bonafide_agent_svids";
 const SVIDS_SIGNED: &str = "bonafide_agent_svids_signed_total";
 const NEXT_EXPIRY: &str = "bonafide_agent_next_svid_expiry_timestamp_seconds";
+const GPU_EVIDENCE: &str = "bonafide_agent_gpu_evidence_total";
 const SYNCS: &str = "bonafide_agent_syncs_total";
 const SYNC_SECONDS: &str = "bonafide_agent_sync_seconds";
 const LAST_SYNC: &str = "bonafide_agent_last_sync_timestamp_seconds";
@@ -219,6 +227,10 @@ pub(crate) fn server_called(rpc: &'static str, error: Option<&ServerError>, took
 
 pub(crate) fn own_svid(not_after: Timestamp) {
     metrics::gauge!(OWN_EXPIRY).set(seconds(not_after));
+}
+
+pub(crate) fn gpu_evidence(result: &'static str) {
+    metrics::counter!(GPU_EVIDENCE, "result" => result).increment(1);
 }
 
 pub(crate) fn own_svid_renewed(ok: bool) {

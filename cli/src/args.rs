@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// Ask the agent, or a bundle, whether a token is good.
     #[command(subcommand)]
     Validate(ValidateCommand),
+    /// Reference values for evidence of GPUs. Speaks to nobody.
+    #[command(subcommand)]
+    Gpu(GpuCommand),
     /// Print a completion script for a shell.
     Completion {
         /// The shell.
@@ -551,6 +554,23 @@ pub(crate) enum Level {
     Info,
     Debug,
     Trace,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GpuCommand {
+    /// Verify a signed file of reference values (a SWID tag) and print its values as JSON, for the folder that the server's
+    /// node_attestor.gpu_evidence.references_path names.
+    Reference {
+        /// The file.
+        file: PathBuf,
+        /// PEM with the roots that its signer must lead to.
+        #[arg(long, required = true, value_name = "PATH")]
+        root: Vec<PathBuf>,
+        /// Judge the signer as of this moment (RFC 3339, such as 2024-03-01T00:00:00Z) instead of now: signers expire, and what they
+        /// signed stays in use.
+        #[arg(long, value_name = "TIME")]
+        at: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

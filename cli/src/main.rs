@@ -10,6 +10,7 @@ mod admin;
 mod args;
 mod connect;
 mod failure;
+mod gpu;
 mod output;
 mod reference;
 mod workload;
@@ -59,6 +60,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Watch(command) => workload::fetch::watch(command, &to, &out).await?,
         Command::Write(command) => workload::files::run(command, &to, &out).await?,
         Command::Validate(command) => workload::validate::run(command, &to, &out).await?,
+        Command::Gpu(command) => gpu::run(command)?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "bonafide", &mut std::io::stdout());
         }

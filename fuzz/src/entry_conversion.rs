@@ -53,6 +53,7 @@ static NODE: LazyLock<AttestedNode> = LazyLock::new(|| AttestedNode {
     selectors: selectors(),
     can_reattest: true,
     agent_version: "1.2.3".into(),
+    evidence_until: None,
 });
 
 /// Accepts all but empty bytes: what is in them is for other targets.

@@ -32,6 +32,8 @@ pub mod federation;
 #[cfg(feature = "daemons")]
 pub mod foreign_token;
 #[cfg(feature = "daemons")]
+pub mod gpu_evidence;
+#[cfg(feature = "daemons")]
 pub mod kubelet_facts;
 #[cfg(feature = "daemons")]
 pub mod proxy_header;

@@ -48,6 +48,7 @@ const TARGETS: [(&str, Check); 18] = [
     ("entry_conversion", crate::entry_conversion::check),
     ("federation", crate::federation::check),
     ("foreign_token", crate::foreign_token::check),
+    ("gpu_evidence", crate::gpu_evidence::check),
     ("jwks", crate::jwks::check),
     ("jwt", crate::jwt::check),
     ("kubelet_facts", crate::kubelet_facts::check),
@@ -157,12 +158,61 @@ fn seeds(target: &str) -> Seeds {
         "server_records" => records(),
         "spiffe_id" => spiffe_id(),
         "spire_config" => spire_config(),
+        "gpu_evidence" => gpu_evidence(),
         "ssh_host" => ssh_host(),
         "tpm_devid" => tpm_devid(),
         "workload_facts" => workload_facts(),
         "upstream_answer" => upstream_answer(),
         other => panic!("no seeds for {other}"),
     }
+}
+
+/// A report of two measurements.
+fn gpu_report() -> Vec<u8> {
+    let measurement = |index: u8| [&[index, 1, 51, 0, 1, 48, 0][..], &[index; 48]].concat();
+    let record = [measurement(1), measurement(2)].concat();
+    let field = |kind: u16, value: &[u8]| {
+        let length = u16::try_from(value.len()).expect("seeds are small");
+        [&kind.to_le_bytes()[..], &length.to_le_bytes(), value].concat()
+    };
+    let fields = [field(3, b"590.12\0"), field(6, &[0, 0x9f, 0, 0x96, 1, 0, 0, 0]), field(99, b"x")].concat();
+    let opaque_length = u16::try_from(fields.len()).expect("seeds are small").to_le_bytes();
+    [
+        &[0x11, 0xe0, 0x01, 0xff][..],
+        &[7; 32],
+        &[0, 0x11, 0x60, 0, 0, 2, 110, 0, 0],
+        &record,
+        &[9; 32],
+        &opaque_length,
+        &fields,
+        &[5; 96],
+    ]
+    .concat()
+}
+
+fn gpu_evidence() -> Seeds {
+    let digest = "0f".repeat(48);
+    let reference = format!(
+        r#"{{"kind":"driver","product":"GH100","version":"590.12","tag_id":"t","signer":"s","signer_expires":0,"values":{{"7":["{digest}"]}}}}"#
+    );
+    let certificate =
+        data_encoding::BASE64.encode(b"-----BEGIN CERTIFICATE-----\nAQI=\n-----END CERTIFICATE-----\n");
+    let printed = format!(r#"[{{"arch":"HOPPER","evidence":"AQI=","certificate":"{certificate}"}}]"#);
+    let tag =
+        r#"<?xml version="1.0"?><a xmlns="u" xmlns:p="v" b="&lt;'" p:a="1"><p:c/>x&#13;<d xmlns=""/></a>"#;
+    [
+        ("report.bin", gpu_report()),
+        ("refused-cut.bin", gpu_report()[..200].to_vec()),
+        ("refused-longer.bin", [&gpu_report()[..], &[0]].concat()),
+        ("tag.xml", tag.as_bytes().to_vec()),
+        ("refused-entity.xml", b"<!DOCTYPE a [<!ENTITY x \"y\">]><a>&x;</a>".to_vec()),
+        ("refused-open.xml", b"<a><b></a>".to_vec()),
+        ("reference.json", reference.clone().into_bytes()),
+        ("refused-digest.json", reference.replace("0f0f", "0f").into_bytes()),
+        ("printed.json", printed.into_bytes()),
+        ("refused-printed.json", br#"[{"evidence":"AQI="}]"#.to_vec()),
+    ]
+    .into()
 }
 
 fn ssh_host() -> Seeds {
@@ -718,6 +768,14 @@ fn workload_facts() -> Seeds {
         ("user.txt", format!("0::/user.slice/user-7.slice/user@7.service/libpod-{a}.scope\n").into_bytes()),
         ("refused-two.txt", format!("2:cpu:/docker/{a}\n1:name=systemd:/docker/{b}\n").into_bytes()),
         ("refused-none.txt", format!("0::/machine.slice/libpod-conmon-{a}.scope\n").into_bytes()),
+        ("slurm.txt", b"0::/system.slice/a_slurmstepd.scope/job_7/step_0/user/task_0\n".to_vec()),
+        ("slurm-v1.txt", b"4:cpu:/slurm/uid_1/job_7/step_batch\n3:memory:/slurm/uid_1/job_7/step_batch/task_0\n".to_vec()),
+        ("refused-slurm.txt", b"0::/user.slice/slurmstepd.scope/job_7/step_0\n".to_vec()),
+        (
+            "slurm.json",
+            br#"{"job": "7", "boot_id": "b", "uptime": 10.5, "ends": null, "uid": 1, "user": "a", "gpus": [0]}"#.to_vec(),
+        ),
+        ("refused-slurm.json", br#"{"job": "../7", "boot_id": "b", "uptime": 10.5, "uid": 1}"#.to_vec()),
         ("container.json", container.to_string().into_bytes()),
         ("image.json", format!(r#"{{"Id":"sha256:{b}","RepoTags":null}}"#).into_bytes()),
         ("refused-answer.json", br#"{"message":"No such container"}"#.to_vec()),
@@ -1046,6 +1104,7 @@ fn node() -> AttestedNode {
         selectors: selectors(),
         can_reattest: true,
         agent_version: "1.2.3".into(),
+        evidence_until: None,
     }
 }
 

@@ -148,7 +148,12 @@ pub struct AttestedNode {
     pub can_reattest: bool,
     /// The agent's version as it last told it.
     pub agent_version: String,
+    /// Until when the selectors of [`EVIDENCE`] hold; `None` while there are none.
+    pub evidence_until: Option<Timestamp>,
 }
+
+/// The type of the selectors that a node has from evidence of its devices, beside those of its attestor.
+pub const EVIDENCE: &str = "gpu_node";
 
 impl AttestedNode {
     /// True when the node may not connect and not attest until the record is deleted.
@@ -185,6 +190,24 @@ impl AttestedNode {
         if !self.banned() {
             self.new_serial = Some(serial);
             self.new_not_after = not_after;
+        }
+    }
+
+    /// Replaces what is known from evidence of the node's devices, and leaves the attestor's selectors alone. Without
+    /// selectors nothing is known any more.
+    pub fn set_evidence(&mut self, selectors: SelectorSet, until: Timestamp) {
+        let others = self.selectors.iter().filter(|selector| selector.kind() != EVIDENCE).cloned();
+        let others: SelectorSet = others.collect();
+        self.evidence_until = (!selectors.is_empty()).then_some(until);
+        self.selectors = others.union(&selectors);
+    }
+
+    /// Takes over what evidence said of the same node before it attested again, until its end: between attesting and showing evidence anew the
+    /// node must not lose what depends on it.
+    pub fn keep_evidence(&mut self, before: &Self) {
+        if let Some(until) = before.evidence_until {
+            let ours = before.selectors.iter().filter(|selector| selector.kind() == EVIDENCE);
+            self.set_evidence(ours.cloned().collect(), until);
         }
     }
 
@@ -245,6 +268,25 @@ mod tests {
     }
 
     #[test]
+    fn evidence_is_replaced_and_ends_without_touching_the_rest() {
+        let set = |texts: &[&str]| texts.iter().map(|text| crate::Selector::parse(text).unwrap()).collect();
+        let (mut node, until) = (node(), Timestamp::from_unix_seconds(9));
+        node.selectors = set(&["x509pop:a", "gpu_node:attested:true"]);
+        node.set_evidence(set(&["gpu_node:arch:gh100"]), until);
+        assert_eq!(node.selectors, set(&["gpu_node:arch:gh100", "x509pop:a"]));
+        assert_eq!(node.evidence_until, Some(until));
+        let mut again = self::node();
+        again.selectors = set(&["x509pop:b"]);
+        again.keep_evidence(&node);
+        assert_eq!(again.selectors, set(&["gpu_node:arch:gh100", "x509pop:b"]));
+        assert_eq!(again.evidence_until, Some(until));
+        node.set_evidence(set(&[]), until);
+        again.keep_evidence(&node);
+        assert_eq!(again.evidence_until, Some(until), "nothing was known before");
+        assert_eq!((node.selectors, node.evidence_until), (set(&["x509pop:a"]), None));
+    }
+
+    #[test]
     fn serials_are_bytes_without_leading_zeros() {
         assert_eq!(SerialNumber::from_be_bytes(&[0, 0, 1, 0]).unwrap().as_be_bytes(), [1, 0]);
         assert_eq!(SerialNumber::from_be_bytes(&[0]).unwrap().as_be_bytes(), [0]);
@@ -265,6 +307,7 @@ mod tests {
             selectors: SelectorSet::empty(),
             can_reattest: false,
             agent_version: String::new(),
+            evidence_until: None,
         }
     }
 

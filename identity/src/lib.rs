@@ -22,7 +22,7 @@ mod text;
 mod trust_domain;
 mod validity;
 
-pub use attested_node::{AttestedNode, JoinToken, SerialCheck, SerialError, SerialNumber};
+pub use attested_node::{AttestedNode, EVIDENCE, JoinToken, SerialCheck, SerialError, SerialNumber};
 pub use authority::{
     AuthorityKind, AuthoritySlot, AuthoritySlots, RotationStep, SlotError, SlotId, SlotStatus, UnknownName,
 };

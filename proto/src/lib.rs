@@ -132,6 +132,13 @@ pub mod spire {
 
 /// Our own services, which peers that speak only SPIRE's protocol never see.
 pub mod bonafide {
+    /// What agents tell the server beyond SPIRE's protocol.
+    pub mod agent {
+        package! {
+            /// `bonafide.agent.v1`
+            v1 = "bonafide.agent.v1"
+        }
+    }
     /// The server's services.
     pub mod server {
         package! {

@@ -282,6 +282,7 @@ fn node(id: &SpiffeId, leaf: &[u8], now: Timestamp) -> AttestedNode {
         selectors: SelectorSet::empty(),
         can_reattest: false,
         agent_version: String::new(),
+        evidence_until: None,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::config::{
     Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
 };
 use crate::federation;
+use crate::gpu_evidence::GpuEvidence;
 use crate::node_attestor::Attestors;
 use crate::node_attestor::http_challenge::{HttpChallenge, SystemResolver};
 use crate::node_attestor::join_token::JoinToken;
@@ -135,6 +136,9 @@ pub enum NodeAttestorError {
     /// `tpm_devid`.
     #[error("node_attestor.tpm_devid: {0}")]
     TpmDevId(#[from] TpmDevIdError),
+    /// `gpu_evidence`.
+    #[error("node_attestor.gpu_evidence: {0}")]
+    GpuEvidence(#[from] crate::gpu_evidence::GpuEvidenceFilesError),
     /// `oidc`.
     #[error("node_attestor.oidc: {0}")]
     Oidc(#[from] KeysError),
@@ -162,6 +166,9 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
         && let Err(error) = TpmDevId::check(tpm_devid)
     {
         problems.push(format!("node_attestor.tpm_devid: {error}"));
+    }
+    if let Some(Err(error)) = config.node_attestor.gpu_evidence.clone().map(GpuEvidence::open) {
+        problems.push(format!("node_attestor.gpu_evidence: {error}"));
     }
     if let Err(error) = Oidc::check(&config.node_attestor.oidc) {
         problems.push(format!("node_attestor.oidc: {error}"));

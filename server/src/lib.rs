@@ -12,6 +12,7 @@ pub mod caller;
 pub mod config;
 pub mod drivers;
 pub mod federation;
+pub mod gpu_evidence;
 pub mod node_attestor;
 pub mod server;
 pub mod status;

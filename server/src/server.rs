@@ -14,6 +14,7 @@ use std::time::Duration;
 use bonafide_identity::{SpiffeId, SvidTtls, Timestamp, TrustDomain};
 use bonafide_pki::tls::{ClientAuth, SvidHolder, TrustStore, server_config};
 use bonafide_pki::{Random, SystemRandom, inspect};
+use bonafide_proto::bonafide::agent::v1::gpu_evidence_server::GpuEvidenceServer;
 use bonafide_proto::bonafide::server::v1::maintenance_server::MaintenanceServer;
 use bonafide_proto::health::v1::health_server::HealthServer;
 use bonafide_proto::spire::server::agent::v1::agent_server::AgentServer;
@@ -46,6 +47,7 @@ use crate::authority::{Authorities, AuthorityConfig, AuthorityError, Issuing, Is
 use crate::config::{AuthoritySettings, Config};
 use crate::drivers::{self, NodeAttestorError};
 use crate::federation::{Federation, fetch::Fetcher};
+use crate::gpu_evidence::GpuEvidence;
 use crate::status;
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, NodePruning};
@@ -67,6 +69,8 @@ pub struct Context {
     pub issuing: Arc<Issuing>,
     /// Attests nodes.
     pub attestation: Attestation,
+    /// Judges evidence of GPUs, where it is asked for.
+    pub gpu_evidence: Option<GpuEvidence>,
     /// Relationships with other trust domains.
     pub federation: Federation,
     /// The server's own SVID, as it is presented now.
@@ -252,6 +256,8 @@ impl Server {
             started_at,
         )?;
         let attestors = drivers::node_attestors(&config.node_attestor, &td, &store, &random)?;
+        let gpu_evidence = config.node_attestor.gpu_evidence.clone().map(GpuEvidence::open).transpose();
+        let gpu_evidence = gpu_evidence.map_err(NodeAttestorError::from)?;
         let gate = Arc::new(Gate::new(
             store.clone(),
             clock.clone(),
@@ -268,6 +274,7 @@ impl Server {
         );
         let context = Arc::new(Context {
             td,
+            gpu_evidence,
             federation,
             state: store.state().clone(),
             attestation: Attestation::new(attestors, issuing.clone(), store.clone()),
@@ -537,6 +544,7 @@ fn shared(context: &Arc<Context>, gate: &Arc<Gate>) -> Services {
         .with(SvidServer::new(svid))
         .with(LocalAuthorityServer::new(local_authority))
         .with(TrustDomainServer::new(trust_domain))
+        .with(GpuEvidenceServer::new(api::gpu_evidence::v1::Service::new(context.clone())))
 }
 
 async fn bind_tcp(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServerError> {

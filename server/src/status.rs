@@ -27,6 +27,8 @@ pub mod names {
     pub const UNRECORDED: &str = "bonafide_server_issuance_unrecorded_total";
     /// Attestations by type and result.
     pub const ATTESTATIONS: &str = "bonafide_server_attestations_total";
+    /// Judgements of evidence of GPUs by result.
+    pub const GPU_EVIDENCE: &str = "bonafide_server_gpu_evidence_total";
     /// Registration entries.
     pub const ENTRIES: &str = "bonafide_server_entries";
     /// Attested agents.
@@ -118,6 +120,15 @@ pub const METRICS: &[MetricDoc] = &[
         "",
         &["type", "code"],
         "Node attestations by attestor and result.",
+    ),
+    doc(
+        names::GPU_EVIDENCE,
+        MetricKind::Counter,
+        "",
+        &["result"],
+        "Judgements of evidence of GPUs: `ok`, `moved` (good, and another node showed one of the devices shortly before: alert on it), or \
+         why it was refused: `malformed`, `chain`, `certificate`, `nonce`, `signature`, `firmware_id`, `chip`, `no_reference`, \
+         `measurement`, `conflict`, `empty`, `too_many`, `duplicate`, `mode`, `topology`, `challenge`.",
     ),
     doc(names::ENTRIES, MetricKind::Gauge, "", &[], "Registration entries."),
     doc(names::AGENTS, MetricKind::Gauge, "", &[], "Attested agents, banned ones included."),

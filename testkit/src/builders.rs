@@ -150,6 +150,7 @@ impl NodeBuilder {
             selectors: SelectorSet::empty(),
             can_reattest: false,
             agent_version: String::new(),
+            evidence_until: None,
         })
     }
 

@@ -186,9 +186,14 @@ impl TestGpu {
         }
         bytes.extend(u16::try_from(opaque.len()).expect("fields are small").to_le_bytes());
         bytes.extend(opaque);
-        let signature = self.key.sign(&bytes).expect("rcgen signs with its own key");
-        bytes.extend(fixed(&signature));
+        let signature = self.sign_bytes(&bytes);
+        bytes.extend(signature);
         bytes
+    }
+
+    /// An ECDSA signature with SHA-384 by the key of the leaf, as r and s of 48 bytes.
+    pub fn sign_bytes(&self, bytes: &[u8]) -> Vec<u8> {
+        fixed(&self.key.sign(bytes).expect("rcgen signs with its own key"))
     }
 }
 

@@ -185,6 +185,7 @@ const ROWS: &[Row] = &[
         To(Integer, "workload_attestor.unix.workload_size_limit"),
     ),
     row("plugins.WorkloadAttestor.systemd", Used),
+    row("plugins.WorkloadAttestor.slurm", Used),
     row("plugins.WorkloadAttestor.docker", Used),
     row(
         "plugins.WorkloadAttestor.docker.docker_socket_path",
@@ -507,11 +508,11 @@ fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
 /// Each attestor that SPIRE's file has gets its table, for without one it does not run.
 fn workload_attestors(import: &mut Import<'_>) {
     const DOCKER: &str = "plugins.WorkloadAttestor.docker";
-    let [unix, systemd, docker, k8s] = ["unix", "systemd", "docker", "k8s"]
+    let [unix, systemd, docker, k8s, slurm] = ["unix", "systemd", "docker", "k8s", "slurm"]
         .map(|name| import.has(&format!("plugins.WorkloadAttestor.{name}")));
     if unix {
         import.default("workload_attestor.unix.discover_workload_path", false);
-    } else if !systemd && !docker && !k8s {
+    } else if !systemd && !docker && !k8s && !slurm {
         import.note(
             "plugins.WorkloadAttestor.unix",
             "SPIRE's file has no workload attestor that exists here; unix runs then, and entries with its selectors match",
@@ -522,6 +523,9 @@ fn workload_attestors(import: &mut Import<'_>) {
     }
     if k8s {
         kubelet(import);
+    }
+    if slurm {
+        import.default("workload_attestor.slurm.cgroup_root", "/sys/fs/cgroup");
     }
     if !docker {
         return;
@@ -890,6 +894,9 @@ mod tests {
         let [WorkloadAttestorConfig::K8s(k8s)] = &found[..] else { panic!("{found:?}") };
         assert!(k8s.kubelet.port == 10255 && k8s.kubelet.tls.is_none());
         let (found, translation) = with("WorkloadAttestor \"slurm\" { }");
+        assert!(matches!(found[..], [WorkloadAttestorConfig::Slurm(_)]), "{found:?}");
+        assert!(!translation.text.contains("unix runs then"), "{}", translation.text);
+        let (found, translation) = with("WorkloadAttestor \"windows\" { }");
         assert!(matches!(found[..], [WorkloadAttestorConfig::Unix(_)]), "{found:?}");
         assert!(translation.text.contains("unix runs then"), "{}", translation.text);
 

@@ -482,6 +482,27 @@ pub(super) const KEYS: &[Key] = &[
         Is("false"),
         "Adds `gpu:uuid` for whole GPUs of NVIDIA that only this container has, for at most 16.",
     ),
+    key(
+        "workload_attestor.slurm.jobs_dir",
+        PATH,
+        Nothing,
+        "The folder in which the prolog writes down what it knows of a job (`/run/bonafide-slurm` in the example); root owns it and the \
+         folders above it. Absent: job and step only.",
+    ),
+    key(
+        "workload_attestor.slurm.cgroup_root",
+        PATH,
+        Is("/sys/fs/cgroup"),
+        "Where cgroups are mounted, as the agent sees them.",
+    ),
+    key(
+        "gpu_evidence.command",
+        PATH,
+        Required,
+        "The program that collects evidence of the node's GPUs. Root owns it and the folders above it. The table makes the agent show \
+         evidence to the server.",
+    ),
+    key("gpu_evidence.timeout", DURATION, Is("60s"), "How long the program may take, up to 100s."),
 ];
 
 /// The reference document of the configuration file.

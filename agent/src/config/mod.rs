@@ -27,10 +27,12 @@ use zeroize::Zeroizing;
 use crate::api::broker::References;
 use crate::api::limit::RateLimits;
 use crate::bootstrap::source::{BundleUrl, socket_path as socket_path_of};
+use crate::gpu_evidence::GpuEvidenceConfig;
 use crate::server_client::ServerAddress;
 use crate::workload_attestor::docker::{DEFAULT_DOCKER_SOCKET, DEFAULT_PODMAN_SOCKET, DockerConfig};
 use crate::workload_attestor::gpu::GpuConfig;
 use crate::workload_attestor::k8s::K8sConfig;
+use crate::workload_attestor::slurm::{DEFAULT_CGROUP_ROOT, SlurmConfig};
 use crate::workload_attestor::systemd::{DEFAULT_BUS_SOCKET, SystemdConfig};
 use crate::workload_attestor::unix::{DEFAULT_SIZE_LIMIT, UnixConfig};
 
@@ -73,6 +75,8 @@ pub struct Config {
     pub svid: SvidConfig,
     /// How processes are described.
     pub workload_attestors: Vec<WorkloadAttestorConfig>,
+    /// How evidence of GPUs is collected, if it is.
+    pub gpu_evidence: Option<GpuEvidenceConfig>,
 }
 
 /// How the server is recognised before the agent holds a bundle.
@@ -297,6 +301,8 @@ pub enum WorkloadAttestorConfig {
     K8s(K8sConfig),
     /// The pod's GPUs, from the kubelet.
     Gpu(GpuConfig),
+    /// The Slurm job and step.
+    Slurm(SlurmConfig),
 }
 
 impl Config {
@@ -357,6 +363,11 @@ impl Config {
         let svid = svid(raw.svid, &mut problems);
         let workload_attestors = workload_attestors(raw.workload_attestor, &mut problems);
 
+        let gpu_evidence = match raw.gpu_evidence {
+            None => Some(None),
+            Some(raw) => gpu_evidence(raw, &mut problems).map(Some),
+        };
+
         let whole = (|| {
             Some(Self {
                 trust_domain: trust_domain?,
@@ -381,6 +392,7 @@ impl Config {
                 },
                 svid: svid?,
                 workload_attestors: workload_attestors?,
+                gpu_evidence: gpu_evidence?,
             })
         })();
         problems.finish(whole)
@@ -456,13 +468,32 @@ fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<
         .or(oidc.map(|raw| attestors::oidc(raw, problems)))?
 }
 
+fn gpu_evidence(raw: raw::GpuEvidence, problems: &mut Problems<'_>) -> Option<GpuEvidenceConfig> {
+    let command = problems.required("gpu_evidence.command", raw.command);
+    problems.check(
+        command.as_ref().is_none_or(|path| path.is_absolute()),
+        "gpu_evidence.command",
+        "must be an absolute path",
+    );
+    let timeout = raw.timeout.map_or(DEFAULT_COLLECT_TIMEOUT, Duration::from);
+    problems.check(
+        (Duration::from_secs(1)..=LONGEST_COLLECT_TIMEOUT).contains(&timeout),
+        "gpu_evidence.timeout",
+        "must be between 1s and 100s: a challenge lives for two minutes",
+    );
+    Some(GpuEvidenceConfig { command: command?, timeout })
+}
+
+const DEFAULT_COLLECT_TIMEOUT: Duration = Duration::from_secs(60);
+const LONGEST_COLLECT_TIMEOUT: Duration = Duration::from_secs(100);
+
 fn workload_attestors(
     raw: raw::WorkloadAttestor,
     problems: &mut Problems<'_>,
 ) -> Option<Vec<WorkloadAttestorConfig>> {
     let mut attestors = Vec::new();
-    let raw::WorkloadAttestor { unix, systemd, docker, k8s, gpu } = raw;
-    let alone = systemd.is_none() && docker.is_none() && k8s.is_none() && gpu.is_none();
+    let raw::WorkloadAttestor { unix, systemd, docker, k8s, gpu, slurm } = raw;
+    let alone = systemd.is_none() && docker.is_none() && k8s.is_none() && gpu.is_none() && slurm.is_none();
     if let Some(unix) = unix.or_else(|| alone.then(raw::Unix::default)) {
         attestors.push(WorkloadAttestorConfig::Unix(UnixConfig {
             discover_workload_path: unix.discover_workload_path.unwrap_or(false),
@@ -490,7 +521,20 @@ fn workload_attestors(
     if let Some(gpu) = gpu {
         attestors.push(WorkloadAttestorConfig::Gpu(attestors::gpu(gpu)));
     }
+    if let Some(slurm) = slurm {
+        attestors.push(WorkloadAttestorConfig::Slurm(self::slurm(slurm, problems)));
+    }
     whole.then_some(attestors)
+}
+
+fn slurm(raw: raw::Slurm, problems: &mut Problems<'_>) -> SlurmConfig {
+    let cgroup_root = raw.cgroup_root.unwrap_or_else(|| DEFAULT_CGROUP_ROOT.into());
+    let paths = [("jobs_dir", raw.jobs_dir.as_ref()), ("cgroup_root", Some(&cgroup_root))];
+    for (name, path) in paths {
+        let key = format!("workload_attestor.slurm.{name}");
+        problems.check(path.is_none_or(|path| path.is_absolute()), key, "must be an absolute path");
+    }
+    SlurmConfig { jobs_dir: raw.jobs_dir, cgroup_root }
 }
 
 fn docker(raw: raw::Docker, problems: &mut Problems<'_>) -> Option<DockerConfig> {
@@ -975,6 +1019,18 @@ mod tests {
             with(&format!("workload_api.socket = \"/{long}\"")),
             "workload_api.socket: has 121 bytes; at most 90 are possible"
         );
+        for (line, start) in [
+            ("[gpu_evidence]", "gpu_evidence.command: "),
+            ("gpu_evidence.command = \"collect\"", "gpu_evidence.command: must be an absolute path"),
+            (
+                "gpu_evidence = { command = \"/c\", timeout = \"2m\" }",
+                "gpu_evidence.timeout: must be between",
+            ),
+            ("workload_attestor.slurm.jobs_dir = \"jobs\"", "workload_attestor.slurm.jobs_dir: must be"),
+        ] {
+            let found = with(line);
+            assert!(found.starts_with(start), "{found}");
+        }
         assert_eq!(mistakes("trust_domain = \"example.org\"\nserver.address = \"a:1\"").len(), 2);
         assert_eq!(mistakes("trust_domain =").len(), 1);
     }

@@ -39,6 +39,14 @@ table! {
         log: Log,
         svid: Svid,
         workload_attestor: WorkloadAttestor,
+        gpu_evidence: Option<GpuEvidence>,
+    }
+}
+
+table! {
+    GpuEvidence {
+        command: Option<PathBuf>,
+        timeout: Option<HumanDuration>,
     }
 }
 
@@ -188,6 +196,7 @@ table! {
         docker: Option<Docker>,
         k8s: Option<K8s>,
         gpu: Option<Gpu>,
+        slurm: Option<Slurm>,
     }
 }
 
@@ -215,6 +224,13 @@ table! {
     Gpu {
         pod_resources_socket: Option<PathBuf>,
         device_uuids: Option<bool>,
+    }
+}
+
+table! {
+    Slurm {
+        jobs_dir: Option<PathBuf>,
+        cgroup_root: Option<PathBuf>,
     }
 }
 
@@ -256,7 +272,9 @@ impl Raw {
                 docker: Some(Docker::default()),
                 k8s: Some(K8s::default()),
                 gpu: Some(Gpu::default()),
+                slurm: Some(Slurm::default()),
             },
+            gpu_evidence: Some(GpuEvidence::default()),
             ..Self::default()
         }
     }

@@ -1,8 +1,7 @@
 //! Type `oidc`: a token of an OpenID Connect issuer that the server trusts. There is no challenge.
 //!
 //! The token comes from a file, as a cluster projects it, or from a URL, as the metadata services of clouds hand it out. It is
-//! obtained anew for each attestation, since a token is good for one. Running a command for it is not supported: an agent runs
-//! nothing.
+//! obtained anew for each attestation, since a token is good for one. Running a command for it is not supported.
 
 use std::sync::Arc;
 use std::time::Duration;

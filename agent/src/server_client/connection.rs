@@ -6,7 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bonafide_identity::{Bundle, EntryId, Timestamp, TrustDomain};
+use bonafide_pki::evidence::{CHALLENGE_SIZE, DeviceEvidence};
 use bonafide_pki::tls;
+use bonafide_proto::bonafide::agent::v1::gpu_evidence_client::GpuEvidenceClient;
+use bonafide_proto::bonafide::agent::v1::{
+    GetChallengeRequest, SubmitEvidenceRequest, submit_evidence_request,
+};
 use bonafide_proto::convert::{
     self, SignedToken, X509Chain, bundle_from_server, jwt_svid_from_server, wit_svid_from_server,
     x509_svid_from_server,
@@ -264,6 +269,29 @@ impl Connection {
         let request = PostStatusRequest { agent_version: version.to_owned(), ..PostStatusRequest::default() };
         self.call("PostStatus", AgentClient::new(self.channel.clone()).post_status(request)).await?;
         Ok(())
+    }
+
+    pub(super) async fn gpu_challenge(&self) -> Result<[u8; CHALLENGE_SIZE], ServerError> {
+        const RPC: &str = "GetChallenge";
+        let mut client = GpuEvidenceClient::new(self.channel.clone());
+        let answer = self.call(RPC, client.get_challenge(GetChallengeRequest {})).await?;
+        let challenge = answer.challenge.try_into();
+        challenge.map_err(|_| ServerError::malformed(RPC, "the challenge is not 32 bytes long"))
+    }
+
+    pub(super) async fn submit_gpu_evidence(
+        &self,
+        challenge: &[u8],
+        devices: Vec<DeviceEvidence>,
+    ) -> Result<Timestamp, ServerError> {
+        let devices = devices.into_iter().map(|device| submit_evidence_request::Device {
+            report: device.report,
+            certificates: device.chain,
+        });
+        let request = SubmitEvidenceRequest { challenge: challenge.to_vec(), devices: devices.collect() };
+        let mut client = GpuEvidenceClient::new(self.channel.clone());
+        let answer = self.call("SubmitEvidence", client.submit_evidence(request)).await?;
+        Ok(Timestamp::from_unix_seconds(answer.expires_at))
     }
 
     /// The bundle of the own trust domain. Needs no client certificate.

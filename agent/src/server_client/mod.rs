@@ -19,6 +19,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bonafide_identity::{Bundle, EntryId, SpiffeId, Timestamp, TrustDomain};
+use bonafide_pki::evidence::{CHALLENGE_SIZE, DeviceEvidence};
 use bonafide_proto::convert::{SignedToken, X509Chain};
 use tokio::sync::Mutex;
 
@@ -164,6 +165,27 @@ impl ServerClient {
     /// See [`ServerError`].
     pub async fn renew(&self, csr: Vec<u8>) -> Result<Vec<Vec<u8>>, ServerError> {
         self.operation("RenewAgent", async |connection| connection.renew(csr.clone()).await).await
+    }
+
+    /// A challenge for evidence of GPUs.
+    ///
+    /// # Errors
+    /// See [`ServerError`]; a server without it answers Unimplemented.
+    pub async fn gpu_challenge(&self) -> Result<[u8; CHALLENGE_SIZE], ServerError> {
+        self.operation("GetChallenge", async |connection| connection.gpu_challenge().await).await
+    }
+
+    /// Has evidence of GPUs judged, and says until when it counts.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub async fn submit_gpu_evidence(
+        &self,
+        challenge: &[u8],
+        devices: Vec<DeviceEvidence>,
+    ) -> Result<Timestamp, ServerError> {
+        let submit = async |connection: &Connection| connection.submit_gpu_evidence(challenge, devices).await;
+        self.operation("SubmitEvidence", submit).await
     }
 
     /// Since when the server has not been known by the agent's bundle; nothing while it is, or was when it was last there.

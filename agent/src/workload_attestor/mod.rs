@@ -12,6 +12,7 @@ pub mod gpu;
 pub mod k8s;
 pub mod kubernetes;
 mod places;
+pub mod slurm;
 pub mod systemd;
 pub mod unix;
 

@@ -13,6 +13,8 @@ use bonafide_pki::{
     Subject, SystemRandom, TrustRoots, VerifiedCsr, WitClaims, X509Issuer, csr_public_key_unverified,
     inspect, random_key_id, random_serial, self_signed_ca, tls,
 };
+use bonafide_proto::bonafide::agent::v1 as evidence;
+use bonafide_proto::bonafide::agent::v1::gpu_evidence_server::{GpuEvidence, GpuEvidenceServer};
 use bonafide_proto::convert::{
     bundle_to_wire, entry_to_wire, permission_denied_with_reason, spiffe_id_to_wire, status, status_ok,
 };
@@ -50,6 +52,8 @@ pub(crate) struct State {
     pub(crate) x509_ttl: Duration,
     pub(crate) jwt_ttl: Duration,
     pub(crate) reattestable: bool,
+    /// Evidence of GPUs, with the key (SPKI) of the agent that showed it.
+    pub(crate) shown: Vec<(Vec<u8>, evidence::SubmitEvidenceRequest)>,
     /// Denies every call of an agent.
     pub(crate) deny: Option<Reason>,
     /// Entries for which nothing is signed.
@@ -103,6 +107,7 @@ impl FakeServer {
             calls: Vec::new(),
             last_certificate: Vec::new(),
             batches: Vec::new(),
+            shown: Vec::new(),
             sent_entries: 0,
             holder: tls::SvidHolder::empty(),
             trust: tls::TrustStore::empty(),
@@ -127,6 +132,7 @@ impl FakeServer {
         let routes = Routes::new(AgentServer::new(service.clone()))
             .add_service(EntryServer::new(service.clone()))
             .add_service(BundleServer::new(service.clone()))
+            .add_service(GpuEvidenceServer::new(service.clone()))
             .add_service(SvidServer::new(service));
         let shutdown = Shutdown::new();
         let options = TlsOptions { drain: Duration::ZERO, ..TlsOptions::default() };
@@ -408,6 +414,29 @@ service!(Agent {
     ) -> Result<Response<agent::PostStatusResponse>, Status> {
         drop(self.agent_call("PostStatus", &request)?);
         Ok(Response::new(agent::PostStatusResponse {}))
+    }
+});
+
+service!(GpuEvidence {
+    unused {}
+
+    async fn get_challenge(
+        &self,
+        request: Request<evidence::GetChallengeRequest>,
+    ) -> Result<Response<evidence::GetChallengeResponse>, Status> {
+        drop(self.agent_call("GetChallenge", &request)?);
+        Ok(Response::new(evidence::GetChallengeResponse { challenge: vec![7; 32] }))
+    }
+
+    async fn submit_evidence(
+        &self,
+        request: Request<evidence::SubmitEvidenceRequest>,
+    ) -> Result<Response<evidence::SubmitEvidenceResponse>, Status> {
+        let mut state = self.agent_call("SubmitEvidence", &request)?;
+        let key = inspect(&state.last_certificate).unwrap().public_key.unwrap();
+        state.shown.push((key.spki_der().to_vec(), request.into_inner()));
+        let expires_at = later(Duration::from_secs(3600)).unix_seconds();
+        Ok(Response::new(evidence::SubmitEvidenceResponse { selectors: Vec::new(), expires_at }))
     }
 });
 

@@ -11,6 +11,7 @@ mod delegated_identity;
 mod documents;
 mod fake_server;
 mod gang_start;
+mod gpu_evidence;
 mod harness;
 mod keeping_up;
 mod kubelet;

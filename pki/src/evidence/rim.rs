@@ -59,6 +59,14 @@ pub fn import(file: &[u8], roots: &TrustRoots, at: Timestamp) -> Result<Referenc
     Ok(reference)
 }
 
+/// A file in canonical form (Canonical XML 1.1), its signature included. Nothing is verified.
+///
+/// # Errors
+/// [`RimError::Xml`].
+pub fn canonical(file: &[u8]) -> Result<Vec<u8>, RimError> {
+    Ok(xml::read(file)?.canonical(&[], None))
+}
+
 /// The subject of the signer, and when its certificate ends.
 fn verify(root: &Element, roots: &TrustRoots, at: Timestamp) -> Result<(String, Timestamp), RimError> {
     let form = RimError::Form;

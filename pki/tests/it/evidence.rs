@@ -416,9 +416,105 @@ fn the_devices_of_a_node_are_different_alike_and_connected() {
     assert_eq!(error(&[evidence(&switch, &NONCE)]), (None, EvidenceError::Empty));
 }
 
+/// A signed tag, in canonical form already; `body` is what stands before the signature.
+fn signed_tag(signer: &TestGpu, body: &str) -> String {
+    use rsa::sha2::{Digest as _, Sha384};
+    let base64 = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
+    let scope = r#"xmlns="http://standards.iso.org/iso/19770/-2/2015/schema.xsd" xmlns:h="http://www.w3.org/2001/04/xmlenc#sha384""#;
+    let head = format!(r#"<SoftwareIdentity {scope} tagId="t-1">"#);
+    let tail = "</SoftwareIdentity>";
+    let digest = base64(&Sha384::digest(format!("{head}{body}{tail}")));
+    let (dsig, c14n) = ("http://www.w3.org/2000/09/xmldsig#", "http://www.w3.org/2006/12/xml-c14n11");
+    let more = "http://www.w3.org/2001/04/xmldsig-more#";
+    let info = format!(
+        r#"<ds:CanonicalizationMethod Algorithm="{c14n}"></ds:CanonicalizationMethod><ds:SignatureMethod Algorithm="{more}ecdsa-sha384"></ds:SignatureMethod><ds:Reference URI=""><ds:Transforms><ds:Transform Algorithm="{dsig}enveloped-signature"></ds:Transform><ds:Transform Algorithm="{c14n}"></ds:Transform></ds:Transforms><ds:DigestMethod Algorithm="{more}sha384"></ds:DigestMethod><ds:DigestValue>{digest}</ds:DigestValue></ds:Reference></ds:SignedInfo>"#
+    );
+    // The namespaces in scope belong to the canonical form of the part, sorted by prefix.
+    let scope = scope.replace(" xmlns:h", &format!(r#" xmlns:ds="{dsig}" xmlns:h"#));
+    let signature = base64(&signer.sign_bytes(format!("<ds:SignedInfo {scope}>{info}").as_bytes()));
+    let certificates: String = signer
+        .chain
+        .iter()
+        .map(|der| format!("<ds:X509Certificate>{}</ds:X509Certificate>", base64(der)))
+        .collect();
+    format!(
+        r#"{head}{body}<ds:Signature xmlns:ds="{dsig}"><ds:SignedInfo>{info}<ds:SignatureValue>{signature}</ds:SignatureValue><ds:KeyInfo><ds:X509Data>{certificates}</ds:X509Data></ds:KeyInfo></ds:Signature>{tail}"#
+    )
+}
+
+#[test]
+fn signed_reference_values_are_imported_and_changed_ones_are_not() {
+    let world = World::new();
+    let signer = world.authority.device(GpuKind::Hopper, 7);
+    let import = |text: &str| rim::import(text.as_bytes(), &world.roots, at(0));
+    let hash = |byte: &str| byte.repeat(48);
+    let body = format!(
+        r#"<Meta colloquialVersion="96.00.9F.00.01" product="GH100"></Meta><Payload><Resource active="True" alternatives="2" index="1" type="Measurement" h:Hash0="{}" h:Hash1="{}"></Resource><Resource active="False" alternatives="1" index="2" type="Measurement" h:Hash0="00"></Resource></Payload>"#,
+        hash("AB"),
+        hash("01")
+    );
+    let text = signed_tag(&signer, &body);
+    let imported = import(&text).unwrap();
+    assert_eq!((imported.kind, imported.product.as_str()), (ReferenceKind::Firmware, "GH100"));
+    assert_eq!((imported.version.as_str(), imported.tag_id.as_str()), ("96.00.9F.00.01", "t-1"));
+    assert_eq!(imported.values, BTreeMap::from([(1, vec![hash("ab"), hash("01")])]));
+    assert!(imported.signer.contains("FMC LF"), "{}", imported.signer);
+    // What canonical form does away with changes nothing: quotes, the order of attributes, blanks in tags.
+    let other = text.replace(r#"product="GH100"></Meta>"#, "product = 'GH100' />");
+    assert_ne!(other, text);
+    assert_eq!(import(&other), Ok(imported.clone()));
+
+    for place in (0..text.len()).step_by(23) {
+        let mut changed = text.clone().into_bytes();
+        changed[place] = if changed[place] == b'1' { b'2' } else { b'1' };
+        let result = rim::import(&changed, &world.roots, at(0));
+        assert!(result.is_err() || result == Ok(imported.clone()), "byte {place}");
+    }
+    let wrapped = text.replace("<Payload>", "<Payload><Payload></Payload>");
+    assert_eq!(import(&wrapped), Err(rim::RimError::Digest));
+    let two = text.replace(
+        "<Meta",
+        &format!(
+            "{}<Meta",
+            &text[text.find("<ds:Signature").unwrap()..text.find("</SoftwareIdentity>").unwrap()]
+        ),
+    );
+    assert!(matches!(import(&two), Err(rim::RimError::Form(_))));
+    let foreign = GpuAuthority::new().device(GpuKind::Hopper, 7);
+    assert!(matches!(import(&signed_tag(&foreign, &body)), Err(rim::RimError::Signer(_))));
+    let mut stolen = world.authority.device(GpuKind::Hopper, 8);
+    stolen.chain.clone_from(&signer.chain);
+    assert_eq!(import(&signed_tag(&stolen, &body)), Err(rim::RimError::Signature));
+
+    for (from, to) in [
+        ("index=\"1\"", "index=\"256\""),
+        ("index=\"2\"", "index=\"1\""),
+        ("active=\"True\"", "active=\"yes\""),
+        ("alternatives=\"2\"", "alternatives=\"3\""),
+        ("alternatives=\"2\"", "alternatives=\"99\""),
+        ("active=\"True\"", "active=\"False\""),
+        ("product=\"GH100\"", "product=\"GH 100\""),
+        ("ABAB", "AB"),
+    ] {
+        let text = signed_tag(
+            &signer,
+            &body.replacen(from, to, 1).replace(
+                "active=\"False\" alternatives=\"1\" index=\"1\" type=\"Measurement\" h:Hash0=\"00\"",
+                &format!(
+                    "active=\"True\" alternatives=\"1\" index=\"1\" type=\"Measurement\" h:Hash0=\"{}\"",
+                    hash("00")
+                ),
+            ),
+        );
+        assert!(matches!(import(&text), Err(rim::RimError::Content(_))), "{to}: {:?}", import(&text));
+    }
+    let driver = signed_tag(&signer, &body.replace("96.00.9F.00.01", "590.12"));
+    assert_eq!(import(&driver).unwrap().kind, ReferenceKind::Driver);
+}
+
 /// Files as NVIDIA publishes them, in a folder that `BONAFIDE_TEST_GPU_EVIDENCE` names: pairs of `<name>AttestationReport.txt`
 /// (hexadecimal) and `<name>CertChain.txt`, and signed reference values (`*.swidtag`), with `verifier_device_root.pem` and
-/// `verifier_RIM_root.pem`.
+/// `verifier_RIM_root.pem`; and `gpu_evidence.json` with `switch_evidence.json`, as collectors print them.
 #[test]
 fn evidence_of_real_devices_is_good() {
     const NAME: &str = "evidence_of_real_devices_is_good";
@@ -479,4 +575,32 @@ fn evidence_of_real_devices_is_good() {
         seen += 1;
     }
     assert!(seen > 0, "there is no report in the folder");
+
+    // A machine with GPUs and switches that are connected.
+    let printed = |name: &str| -> Vec<DeviceEvidence> {
+        let Some(path) = files.get(name) else { return Vec::new() };
+        let text: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let bytes =
+            |value: &serde_json::Value| data_encoding::BASE64.decode(value.as_str().unwrap().as_bytes());
+        let device = |value: &serde_json::Value| DeviceEvidence {
+            report: bytes(&value["evidence"]).unwrap(),
+            chain: pem::decode_all(&bytes(&value["certificate"]).unwrap())
+                .unwrap()
+                .into_iter()
+                .map(|(_, der)| der)
+                .collect(),
+        };
+        text.as_array().unwrap().iter().map(device).collect()
+    };
+    let mut devices = printed("gpu_evidence.json");
+    devices.extend(printed("switch_evidence.json"));
+    let nonces: Vec<_> =
+        devices.iter().map(|device| *Report::parse(&device.report).unwrap().nonce()).collect();
+    if !devices.is_empty() {
+        let verified = verify_node(&devices, |index| nonces[index], &policy).unwrap();
+        eprintln!("{} devices of one machine are good", verified.len());
+        devices.remove(0);
+        let missing = verify_node(&devices, |index| nonces[index + 1], &policy).unwrap_err();
+        assert_eq!(missing.error, EvidenceError::Topology);
+    }
 }

@@ -64,6 +64,7 @@ pub fn agent_from_server(wire: &types::Agent) -> Result<AttestedNode, ConvertErr
         selectors: selectors_from_wire(&wire.selectors).map_err(ConvertError::Selector)?,
         can_reattest: wire.can_reattest,
         agent_version: wire.agent_version.clone(),
+        evidence_until: None,
     })
 }
 

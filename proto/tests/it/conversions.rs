@@ -74,6 +74,7 @@ pub(crate) fn node() -> AttestedNode {
         selectors: selectors(&["k8s:ns:x"]),
         can_reattest: true,
         agent_version: "1.2.3".into(),
+        evidence_until: None,
     }
 }
 

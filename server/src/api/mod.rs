@@ -12,6 +12,7 @@ pub mod agent;
 pub mod bundle;
 pub mod debug;
 pub mod entry;
+pub mod gpu_evidence;
 pub mod health;
 pub mod limit;
 pub mod localauthority;

@@ -187,6 +187,9 @@ rules! {
     "grpc.health.v1.Health/Watch" => LOCAL None Failures;
 
     "bonafide.server.v1.Maintenance/Backup" => LOCAL None Always;
+
+    "bonafide.agent.v1.GpuEvidence/GetChallenge" => AGENT Fixed(10) Failures;
+    "bonafide.agent.v1.GpuEvidence/SubmitEvidence" => AGENT Fixed(1) Always;
 }
 
 /// Finds the row of a path.
@@ -268,7 +271,9 @@ mod tests {
                 | "Entry/SyncAuthorizedEntries"
                 | "SVID/BatchNewX509SVID"
                 | "SVID/NewJWTSVID"
-                | "SVID/BatchNewWITSVID" => Who::AGENT,
+                | "SVID/BatchNewWITSVID"
+                | "GpuEvidence/GetChallenge"
+                | "GpuEvidence/SubmitEvidence" => Who::AGENT,
                 "SVID/NewDownstreamX509CA" | "Bundle/PublishJWTAuthority" | "Bundle/PublishWITAuthority" => {
                     Who::DOWNSTREAM
                 }
@@ -287,18 +292,19 @@ mod tests {
                 "Agent/RenewAgent" | "SVID/NewJWTSVID" | "SVID/NewDownstreamX509CA" => Limit::Signing,
                 "SVID/BatchNewX509SVID" | "SVID/BatchNewWITSVID" => Limit::SigningEach,
                 "Bundle/PublishJWTAuthority" | "Bundle/PublishWITAuthority" => Limit::Fixed(500),
-                "Agent/PostStatus" => Limit::Fixed(10),
+                "Agent/PostStatus" | "GpuEvidence/GetChallenge" => Limit::Fixed(10),
+                "GpuEvidence/SubmitEvidence" => Limit::Fixed(1),
                 _ => Limit::None,
             };
             assert_eq!(rule.limit, limit, "{}", rule.path);
         }
-        assert_eq!(RULES.len(), 62 + 3 + 1);
+        assert_eq!(RULES.len(), 62 + 3 + 1 + 2);
     }
 
     #[test]
     fn each_method_of_each_service_in_the_table_has_a_row() {
         let services: HashSet<&str> = RULES.iter().map(Rule::service).collect();
-        assert_eq!(services.len(), 10);
+        assert_eq!(services.len(), 11);
         assert_eq!(check(services), Ok(()));
     }
 

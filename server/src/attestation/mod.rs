@@ -166,7 +166,7 @@ impl Attestation {
                         Spending::Full => return Ok(Err(AttestationError::NoMemory(attestor))),
                     }
                 }
-                let node = AttestedNode {
+                let mut node = AttestedNode {
                     id: attested.id.clone(),
                     attestation_type: attestor.to_owned(),
                     serial: Some(serial),
@@ -175,8 +175,12 @@ impl Attestation {
                     new_not_after: Timestamp::from_unix_seconds(0),
                     selectors: attested.selectors.clone(),
                     can_reattest: attested.can_reattest,
-                    agent_version: known.map(|node| node.agent_version.clone()).unwrap_or_default(),
+                    agent_version: known.as_ref().map(|node| node.agent_version.clone()).unwrap_or_default(),
+                    evidence_until: None,
                 };
+                if let Some(known) = &known {
+                    node.keep_evidence(known);
+                }
                 unit.record_issued(std::slice::from_ref(&issued))?;
                 unit.node_put(node).map(Ok)
             })

@@ -4,13 +4,15 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bonafide_pki::JwsAlgorithm;
+use bonafide_pki::evidence::Measurements;
 use bonafide_pki::oidc::TokenRules;
 use bonafide_runtime::config::{HumanDuration, Problems};
 use http::Uri;
 use regex::RegexBuilder;
 
-use super::raw::{RawHttpChallenge, RawIssuer, RawOidc, RawSshPop, RawTpmDevId};
+use super::raw::{RawGpuEvidence, RawHttpChallenge, RawIssuer, RawOidc, RawSshPop, RawTpmDevId};
 use super::{SshPopSettings, TpmDevIdSettings};
+use crate::gpu_evidence::GpuEvidenceSettings;
 use crate::node_attestor::http_challenge::HttpChallengeSettings;
 use crate::node_attestor::oidc::claims::{ClaimPath, Pattern};
 use crate::node_attestor::oidc::{self, IssuerSettings, KeySource, acceptable};
@@ -75,6 +77,43 @@ pub(super) fn http_challenge(
         allow_local_addresses: raw.allow_local_addresses.unwrap_or(false),
     })
 }
+
+pub(super) fn gpu_evidence(raw: RawGpuEvidence, problems: &mut Problems<'_>) -> Option<GpuEvidenceSettings> {
+    const KEY: &str = "node_attestor.gpu_evidence";
+    problems.check(
+        !raw.root_paths.is_empty(),
+        format!("{KEY}.root_paths"),
+        "is required: PEM files with the roots of device certificates",
+    );
+    let measurements = match raw.measurements.as_deref() {
+        None | Some("prefer") => Some(Measurements::Preferred),
+        Some("require") => Some(Measurements::Required),
+        Some(_) => {
+            problems.push(format!("{KEY}.measurements"), "must be \"prefer\" or \"require\"");
+            None
+        }
+    };
+    problems.check(
+        measurements != Some(Measurements::Required) || raw.references_path.is_some(),
+        format!("{KEY}.references_path"),
+        "is required with measurements = \"require\"",
+    );
+    let max_age = raw.max_age.map_or(DEFAULT_EVIDENCE_AGE, Duration::from);
+    problems.check(
+        (Duration::from_secs(60)..=Duration::from_secs(7 * 86_400)).contains(&max_age),
+        format!("{KEY}.max_age"),
+        "must be between 1m and 7d",
+    );
+    Some(GpuEvidenceSettings {
+        root_paths: raw.root_paths,
+        references_path: raw.references_path,
+        measurements: measurements?,
+        max_age,
+        device_selectors: raw.device_selectors.unwrap_or(false),
+    })
+}
+
+const DEFAULT_EVIDENCE_AGE: Duration = Duration::from_secs(86_400);
 
 pub(super) fn oidc(raw: RawOidc, problems: &mut Problems<'_>) -> Option<Vec<IssuerSettings>> {
     const KEY: &str = "node_attestor.oidc.issuers";
@@ -258,6 +297,33 @@ mod tests {
                 problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
             }
             Err(other) => panic!("expected mistakes, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn evidence_of_gpus_needs_roots_and_another_attestor() {
+        let with = |text: &str| problems(&format!("[node_attestor.gpu_evidence]\n{text}"));
+        assert!(with("root_paths = [\"/r\"]").is_empty());
+        for (text, start) in [
+            ("", "node_attestor.gpu_evidence.root_paths: is required"),
+            (
+                "root_paths = [\"/r\"]\nmeasurements = \"all\"",
+                "node_attestor.gpu_evidence.measurements: must be",
+            ),
+            (
+                "root_paths = [\"/r\"]\nmeasurements = \"require\"",
+                "node_attestor.gpu_evidence.references_path: is",
+            ),
+            ("root_paths = [\"/r\"]\nmax_age = \"59s\"", "node_attestor.gpu_evidence.max_age: must be"),
+            ("root_paths = [\"/r\"]\nmax_age = \"8d\"", "node_attestor.gpu_evidence.max_age: must be"),
+            (
+                "root_paths = [\"/r\"]\n[node_attestor.join_token]\nenabled = false",
+                "node_attestor.gpu_evidence: says nothing of who a node is",
+            ),
+        ] {
+            let found = with(text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with(start), "{found:?}");
         }
     }
 

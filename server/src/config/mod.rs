@@ -24,6 +24,7 @@ use bonafide_runtime::telemetry::LogConfig;
 use serde::Deserialize as _;
 
 pub use crate::federation::acme::AcmeSettings;
+use crate::gpu_evidence::GpuEvidenceSettings;
 use crate::node_attestor::http_challenge::HttpChallengeSettings;
 use crate::node_attestor::oidc::IssuerSettings;
 use crate::node_attestor::template::Template;
@@ -204,6 +205,8 @@ pub struct NodeAttestorSettings {
     pub http_challenge: Option<HttpChallengeSettings>,
     /// Issuers whose tokens are accepted.
     pub oidc: Vec<IssuerSettings>,
+    /// Evidence of GPUs, beside one of the others; `None` when it is not asked for.
+    pub gpu_evidence: Option<GpuEvidenceSettings>,
 }
 
 /// SSH proof of possession.
@@ -708,8 +711,24 @@ fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<No
     let tpm_devid = raw.tpm_devid.map(|raw| attestors::tpm_devid(raw, problems));
     let http_challenge = raw.http_challenge.map(|raw| attestors::http_challenge(raw, problems));
     let oidc = raw.oidc.map(|raw| attestors::oidc(raw, problems));
+    let gpu_evidence = raw.gpu_evidence.map(|raw| attestors::gpu_evidence(raw, problems));
+    let join_token = raw.join_token.enabled.unwrap_or(true);
+    let others = [
+        x509pop.is_some(),
+        sshpop.is_some(),
+        tpm_devid.is_some(),
+        http_challenge.is_some(),
+        oidc.is_some(),
+        join_token,
+    ];
+    problems.check(
+        gpu_evidence.is_none() || others.contains(&true),
+        "node_attestor.gpu_evidence",
+        "says nothing of who a node is: configure another node attestor beside it",
+    );
     Some(NodeAttestorSettings {
-        join_token: raw.join_token.enabled.unwrap_or(true),
+        gpu_evidence: gpu_evidence.map_or(Some(None), |settings| settings.map(Some))?,
+        join_token,
         x509pop: x509pop.map_or(Some(None), |settings| settings.map(Some))?,
         sshpop: sshpop.map_or(Some(None), |settings| settings.map(Some))?,
         tpm_devid: tpm_devid.map_or(Some(None), |settings| settings.map(Some))?,

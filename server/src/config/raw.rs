@@ -138,6 +138,14 @@ raw! {
         tpm_devid: Option<RawTpmDevId>,
         http_challenge: Option<RawHttpChallenge>,
         oidc: Option<RawOidc>,
+        gpu_evidence: Option<RawGpuEvidence>,
+    }
+    RawGpuEvidence {
+        root_paths: Vec<PathBuf>,
+        references_path: Option<PathBuf>,
+        measurements: Option<String>,
+        max_age: Option<HumanDuration>,
+        device_selectors: Option<bool>,
     }
     RawJoinToken {
         enabled: Option<bool>,

@@ -383,6 +383,37 @@ pub const FIELDS: &[Field] = &[
         "Call names that lead to loopback and link-local addresses, and to the clouds' services for their machines, as well. Not in SPIRE, which calls any.",
     ),
     field(
+        "node_attestor.gpu_evidence.root_paths",
+        "list of paths",
+        "required",
+        "PEM files with the roots that device certificates of GPUs must lead to. The table makes the server take evidence of GPUs from \
+         agents that another attestor admitted.",
+    ),
+    field(
+        "node_attestor.gpu_evidence.references_path",
+        "path",
+        "none",
+        "Folder of reference values (`*.json`), as `bonafide gpu reference` makes them. Read at the start.",
+    ),
+    field(
+        "node_attestor.gpu_evidence.measurements",
+        "`prefer` or `require`",
+        "`prefer`",
+        "Whether evidence of a driver or firmware without reference values is taken. With wrong values it never is.",
+    ),
+    field(
+        "node_attestor.gpu_evidence.max_age",
+        "duration",
+        "`24h`",
+        "How long selectors from evidence last, unless they are renewed. From 1m to 7d.",
+    ),
+    field(
+        "node_attestor.gpu_evidence.device_selectors",
+        "true or false",
+        "`false`",
+        "Give `gpu_node:device:<hash>` for each device.",
+    ),
+    field(
         "node_attestor.oidc.issuers[].name",
         "letters, digits and `-`",
         "required",

@@ -215,6 +215,8 @@ struct NodeRecord {
     can_reattest: bool,
     #[prost(string, tag = "10")]
     agent_version: String,
+    #[prost(sint64, optional, tag = "11")]
+    evidence_until: Option<i64>,
 }
 
 pub(super) fn node(row: u64, node: &AttestedNode) -> Vec<u8> {
@@ -229,6 +231,7 @@ pub(super) fn node(row: u64, node: &AttestedNode) -> Vec<u8> {
         selectors: selectors(&node.selectors),
         can_reattest: node.can_reattest,
         agent_version: node.agent_version.clone(),
+        evidence_until: node.evidence_until.map(Timestamp::unix_millis),
     }
     .encode_to_vec()
 }
@@ -247,6 +250,7 @@ pub(super) fn read_node(payload: &[u8]) -> Decoded<(u64, AttestedNode)> {
         selectors: read_selectors(RECORD, &record.selectors)?,
         can_reattest: record.can_reattest,
         agent_version: record.agent_version,
+        evidence_until: record.evidence_until.map(Timestamp::from_unix_millis),
     };
     Ok((record.row, node))
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use bonafide_identity::{AttestedNode, Bundle, Timestamp, TrustDomain};
+use bonafide_identity::{AttestedNode, Bundle, SelectorSet, Timestamp, TrustDomain};
 use bonafide_pki::inspect;
 use bonafide_runtime::tasks::{NextRun, Schedule};
 
@@ -52,6 +52,11 @@ pub(super) fn start(
     tasks.start("issuance pruning", Schedule::every(MINUTE), move |now| {
         let store = own.clone();
         async move { Ok(done(issuance(&store, now).await?)) }
+    });
+    let own = store.clone();
+    tasks.start("evidence pruning", Schedule::every(MINUTE / 4), move |now| {
+        let store = own.clone();
+        async move { Ok(done(evidence(&store, now).await?)) }
     });
     let Some(which) = nodes else { return };
     let own = store.clone();
@@ -146,6 +151,31 @@ async fn issuance(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
     store.write(move |unit| unit.issued_prune(now, BATCH)).await
 }
 
+/// Takes from nodes what evidence said that is too old by now.
+async fn evidence(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
+    let over = move |node: &AttestedNode| node.evidence_until.is_some_and(|until| until <= now);
+    let found = store.state().nodes_page(0, BATCH, over);
+    if found.is_empty() {
+        return Ok(0);
+    }
+    let ended = store.write(move |unit| {
+        let mut ended = Vec::new();
+        for (_, node) in found {
+            let Some(node) = unit.node(&node.id).filter(|node| over(node)) else { continue };
+            let mut node = AttestedNode::clone(&node);
+            node.set_evidence(SelectorSet::empty(), now);
+            ended.push(node.id.clone());
+            unit.node_put(node)?;
+        }
+        Ok(ended)
+    });
+    let ended = ended.await?;
+    for id in &ended {
+        tracing::info!(agent = %id, "evidence of GPUs is too old and counts no longer");
+    }
+    Ok(ended.len())
+}
+
 /// Deletes nodes that have been expired for long.
 async fn nodes(store: &Store, which: &NodePruning, now: Timestamp) -> Result<(), StoreError> {
     let limit = now.saturating_sub(which.expired_for);
@@ -190,7 +220,9 @@ mod tests {
     use std::sync::Arc;
 
     use bonafide_identity::{JoinToken, JwtAuthority, X509Authority};
-    use bonafide_testkit::{EntryBuilder, ManualClock, NodeBuilder, TestAuthority, id, trust_domain};
+    use bonafide_testkit::{
+        EntryBuilder, ManualClock, NodeBuilder, TestAuthority, id, selectors, trust_domain,
+    };
 
     use super::*;
     use crate::store::{IssuedSvid, StoreConfig, SvidKind};
@@ -302,6 +334,25 @@ mod tests {
             store.write(move |unit| Ok((unit.token_take("new")?, unit.issued(now, 10)?))).await.unwrap();
         assert!(token.is_some());
         assert_eq!(svids.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn evidence_ends_and_the_rest_of_the_node_stays() {
+        let clock = ManualClock::default();
+        let store = open(&clock);
+        let until = clock.now().saturating_add(HOUR);
+        let mut node = NodeBuilder::new("gpu").build();
+        let before = node.selectors.clone();
+        node.set_evidence(selectors(["gpu_node:attested:true"]), until);
+        let id = node.id.clone();
+        store.write(move |unit| unit.node_put(node).map(drop)).await.unwrap();
+        clock.advance(HOUR - Duration::from_secs(1));
+        assert_eq!(evidence(&store, clock.now()).await.unwrap(), 0);
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(evidence(&store, clock.now()).await.unwrap(), 1);
+        assert_eq!(evidence(&store, clock.now()).await.unwrap(), 0);
+        let left = store.state().node(&id).unwrap();
+        assert_eq!((&left.selectors, left.evidence_until), (&before, None));
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ mod attestors;
 mod bundles;
 mod entries;
 mod federation;
+mod gpu_evidence;
 mod harness;
 mod lifecycle;
 mod local;

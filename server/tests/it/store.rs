@@ -75,6 +75,7 @@ pub(crate) fn node(name: &str, serial: u128) -> AttestedNode {
         selectors: [Selector::parse("x509pop:subject:cn:node").unwrap()].into_iter().collect(),
         can_reattest: true,
         agent_version: "0.1.0".into(),
+        evidence_until: Some(Timestamp::from_unix_seconds(1_900_000_000)),
     }
 }
 

@@ -27,6 +27,7 @@ async fn node(server: &TestServer, name: &str, change: impl FnOnce(&mut Attested
         selectors: bonafide_testkit::selectors(["test:all"]),
         can_reattest: false,
         agent_version: "1.0".to_owned(),
+        evidence_until: None,
     };
     change(&mut node);
     server.server.context().store.write(move |unit| unit.node_put(node)).await.unwrap();

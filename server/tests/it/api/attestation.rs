@@ -13,6 +13,7 @@ use bonafide_proto::spire::server::agent::v1::{
 use bonafide_proto::spire::server::entry::v1::{GetAuthorizedEntriesRequest, ListEntriesRequest};
 use bonafide_proto::spire::types::AttestationData;
 use bonafide_proto::spire::types::permission_denied_details::Reason;
+use bonafide_server::store::Nodes as _;
 use bonafide_testkit::{ManualClock, TestAuthority};
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
@@ -456,8 +457,17 @@ async fn a_certificate_of_the_configured_roots_makes_an_agent() {
     expected.sort();
     assert_eq!(selectors, expected);
 
+    // What evidence said holds until its end, over another attestation as well.
+    let (mut with_evidence, until) =
+        ((*record).clone(), server.clock.now().saturating_add(Duration::from_secs(60)));
+    with_evidence.set_evidence(bonafide_testkit::selectors(["gpu_node:attested:true"]), until);
+    let shown = with_evidence.selectors.clone();
+    server.server.context().store.write(move |unit| unit.node_put(with_evidence)).await.unwrap();
+
     // Again: the former SVID is dead at once, and renewing is not for those who can attest.
     let again = node.attest(&server).await.unwrap();
+    let record = server.server.context().state.node(&agent.id).unwrap();
+    assert_eq!((&record.selectors, record.evidence_until), (&shown, Some(until)));
     let channel = server.remote(Some(&agent)).await.unwrap();
     let refused = agents(&channel).post_status(PostStatusRequest::default()).await.unwrap_err();
     assert_eq!(denial_reason(&refused), Some(Reason::AgentNotActive));

@@ -1,0 +1,3 @@
+//! Evidence of GPUs from agents: `bonafide.agent`.
+
+pub mod v1;

@@ -192,6 +192,8 @@ pub struct StoreSettings {
 /// How nodes prove what they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeAttestorSettings {
+    /// A node has its own SPIFFE ID among its selectors.
+    pub spiffe_id_selector: bool,
     /// Join tokens are accepted.
     pub join_token: bool,
     /// X.509 proof of possession; `None` when it is not configured.
@@ -697,6 +699,7 @@ fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<No
     let http_challenge = raw.http_challenge.map(|raw| attestors::http_challenge(raw, problems));
     let oidc = raw.oidc.map(|raw| attestors::oidc(raw, problems));
     Some(NodeAttestorSettings {
+        spiffe_id_selector: raw.spiffe_id_selector.unwrap_or(false),
         join_token: raw.join_token.enabled.unwrap_or(true),
         x509pop: x509pop.map_or(Some(None), |settings| settings.map(Some))?,
         sshpop: sshpop.map_or(Some(None), |settings| settings.map(Some))?,

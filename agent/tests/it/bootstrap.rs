@@ -44,9 +44,13 @@ async fn keys_in_memory_are_never_written_and_a_restart_attests_anew() {
     assert!(!home.path("data/keys.json").exists());
     agent.shut_down();
     agent.join().await.unwrap();
+    // The token was good for one attestation.
+    let error = why(home.try_start(&server, "key_manager = \"memory\"").await);
+    assert!(error.contains("already been used"), "{error}");
+    server.lock().tokens.insert("token".to_owned());
     let again = home.start(&server, "key_manager = \"memory\"").await;
     assert_ne!(again.own_svid().chain(), chain);
-    assert_eq!(server.lock().count("AttestAgent"), 2);
+    assert_eq!(server.lock().count("AttestAgent"), 3);
     assert!(!home.path("data/keys.json").exists());
 }
 

@@ -1083,6 +1083,9 @@ mod tests {
         assert_eq!(
             found,
             [
+                "server.conf:6:42: server.federation.bundle_endpoint.profile.https_web.acme.domain_name: is required",
+                "server.conf:6:42: server.federation.bundle_endpoint.profile.https_web.acme.email: is required",
+                "server.conf:6:49: server.federation.bundle_endpoint.profile.https_web.acme.x: SPIRE has no such setting",
                 "server.conf:6:59: server.federation.bundle_endpoint.prot: SPIRE has no such setting",
                 "server.conf:8:42: server.federation.federates_with.a.test.bundle_endpoint_profile.https_spiffe.id: SPIRE has no \
                  such setting",

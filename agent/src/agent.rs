@@ -32,6 +32,7 @@ use crate::api::delegated_identity::DelegatedIdentityApi;
 use crate::api::health::HealthService;
 use crate::api::limit::Limits;
 use crate::api::reflection;
+use crate::api::unidentified::Unidentified;
 use crate::api::workload::WorkloadApi;
 use crate::bootstrap::store::{DataFile, StoreError};
 use crate::bootstrap::{AttestPatience, BootstrapError, bootstrap, key_manager};
@@ -179,7 +180,7 @@ impl Agent {
         let surroundings = Surroundings {
             trust_domain: config.trust_domain.clone(),
             file: DataFile::open(&config.data_dir)?,
-            keys: key_manager(&config.data_dir)
+            keys: key_manager(config.key_manager, &config.data_dir)
                 .map_err(|source| StartError::Keys { folder: config.data_dir.clone(), source })?,
             attestor: drivers::node_attestor(&config.node_attestor, &random),
             connector,
@@ -290,11 +291,14 @@ impl Agent {
             allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: Arc::new(config.allowed_foreign_jwt_claims.into_iter().collect()),
             limits: Arc::new(Limits::new(config.rate_limits)),
+            unidentified: Arc::new(Unidentified::new(config.log_selectors)),
         };
         let mut routes = RoutesBuilder::default();
-        workload_api.serve(&mut routes);
+        if config.workload_api_enabled {
+            workload_api.serve(&mut routes);
+        }
         routes.add_service(HealthServer::new(HealthService::new(readiness.clone())));
-        reflection(&mut routes).map_err(StartError::Reflection)?;
+        reflection(&mut routes, config.workload_api_enabled).map_err(StartError::Reflection)?;
         serve(&mut tasks, "workload-api", bound.workload, routes.routes(), drain);
 
         if let Some(socket) = bound.admin {

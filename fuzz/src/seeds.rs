@@ -885,12 +885,13 @@ fn spire_config() -> Seeds {
     let server = r#"# comment
 server {
     bind_address = "127.0.0.1", bind_port = "8081" // another
+    proxy_protocol_trusted_cidrs = ["10.0.0.0/8", "::1/128"]
     trust_domain = "example.org" data_dir = "./.data"
     admin_ids = ["spiffe://example.org/a",]
     ca_subject = { country = ["US"] organization = [] }
     ratelimit { attestation = false }
     federation { federates_with "a.test" { bundle_endpoint_url = "https://a.test" bundle_endpoint_profile "https_web" { } }
-        bundle_endpoint { port = 8443 profile "https_web" { acme { email = "e" } } } }
+        bundle_endpoint { port = 8443 profile "https_web" { acme { domain_name = "b.test" email = "e@b.test" tos_accepted = true } } } }
     experimental { feature_flags = ["wit-svid"] }
 }
 /* plugins */

@@ -277,7 +277,8 @@ impl Server {
             gpu_evidence,
             federation,
             state: store.state().clone(),
-            attestation: Attestation::new(attestors, issuing.clone(), store.clone()),
+            attestation: Attestation::new(attestors, issuing.clone(), store.clone())
+                .with_spiffe_id_selector(config.node_attestor.spiffe_id_selector),
             authorities,
             issuing,
             server_svid: own_svid.clone(),

@@ -12,6 +12,7 @@ pub mod health;
 pub mod limit;
 mod reflection;
 mod stream;
+pub mod unidentified;
 pub mod workload;
 
 use std::sync::Arc;

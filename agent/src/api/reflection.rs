@@ -8,12 +8,13 @@ use tonic::service::interceptor::{InterceptedService, Interceptor};
 use tonic::{Request, Status};
 use tonic_reflection::server::{Builder, Error};
 
-/// Adds both reflection services to the workload socket.
+/// Adds both reflection services to the workload socket, on which the Workload API is offered or not.
 ///
 /// # Errors
 /// The descriptors are broken, which a test rules out.
-pub fn reflection(routes: &mut RoutesBuilder) -> Result<(), Error> {
-    add(routes, WORKLOAD, |request: Request<()>| Ok::<_, Status>(request))
+pub fn reflection(routes: &mut RoutesBuilder, workload_api: bool) -> Result<(), Error> {
+    let files = if workload_api { WORKLOAD } else { HEALTH };
+    add(routes, files, |request: Request<()>| Ok::<_, Status>(request))
 }
 
 /// Adds both reflection services to a socket that serves these files, behind `guard`.
@@ -32,6 +33,7 @@ pub(super) fn add(
 
 const WORKLOAD: &[&str] =
     &["workloadapi.proto", "google/protobuf/struct.proto", "grpc/health/v1/health.proto"];
+const HEALTH: &[&str] = &["grpc/health/v1/health.proto"];
 /// What the broker sockets serve.
 pub(super) const BROKER: &[&str] = &["brokerapi.proto", "google/protobuf/any.proto"];
 
@@ -45,6 +47,8 @@ mod tests {
         for name in WORKLOAD.iter().chain(BROKER) {
             assert!(descriptors.file.iter().any(|file| file.name() == *name), "{name}");
         }
-        reflection(&mut RoutesBuilder::default()).unwrap();
+        for workload_api in [true, false] {
+            reflection(&mut RoutesBuilder::default(), workload_api).unwrap();
+        }
     }
 }

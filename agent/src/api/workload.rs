@@ -28,6 +28,7 @@ use tonic::{Request, Response, Status};
 
 use super::limit::Limits;
 use super::stream::{Channel, Feed, Messages, Next, Open, Watched, open};
+use super::unidentified::Unidentified;
 use super::{
     ATTESTATION_FAILED, Ready, audiences, code, no_identity, pin, ready_svids, require_security_header,
     sign_all,
@@ -59,6 +60,8 @@ pub struct WorkloadApi {
     pub allowed_foreign_jwt_claims: Arc<BTreeSet<String>>,
     /// How often callers may call.
     pub limits: Arc<Limits>,
+    /// What is said of callers without identity.
+    pub unidentified: Arc<Unidentified>,
 }
 
 impl WorkloadApi {
@@ -96,10 +99,21 @@ impl WorkloadApi {
         Ok((caller, selectors))
     }
 
+    /// The agent's own calls are those of its health check.
+    fn note_unidentified(&self, caller: &PinnedCaller, method: &'static str, selectors: &SelectorSet) {
+        if u32::try_from(caller.pid()) != Ok(std::process::id()) {
+            self.unidentified.note(caller, method, selectors, self.clock.now());
+        }
+    }
+
     async fn stream<F: Feed>(&self, extensions: &http::Extensions, feed: F) -> Opened<F::Message> {
         let attested = self.admit(extensions, F::METHOD).await;
         let (caller, selectors) =
             attested.inspect_err(|status| metrics::workload_called(F::METHOD, status.code()))?;
+        let needs_none = self.allow_unauthenticated_verifiers && F::METHOD.ends_with("Bundles");
+        if !needs_none && self.cache.matching(&selectors).is_empty() {
+            self.note_unidentified(&caller, F::METHOD, &selectors);
+        }
         let channel = Channel {
             subscription: self.cache.subscribe(selectors, F::INTEREST),
             watched: vec![Watched::caller(caller)],
@@ -126,6 +140,7 @@ impl WorkloadApi {
         let mut entries = drop_duplicate_hints(self.cache.matching(&selectors));
         entries.retain(|entry| wanted.as_ref().is_none_or(|id| entry.spiffe_id == *id));
         if entries.is_empty() {
+            self.note_unidentified(&caller, "FetchJWTSVID", &selectors);
             return Err(no_identity());
         }
         let signed = sign_all(&self.tokens, entries, audiences).await?;

@@ -23,7 +23,7 @@ use bonafide_pki::{KeyManager, TrustRoots, X509Error};
 use bonafide_runtime::backoff::Backoff;
 use tonic::Code;
 
-use crate::config::{BootstrapConfig, Rebootstrap, RebootstrapMode};
+use crate::config::{BootstrapConfig, KeyStorage, Rebootstrap, RebootstrapMode};
 use crate::own_svid::{OwnSvid, OwnSvidError, Slots, Stored};
 use crate::server_client::{OPERATION_TIMEOUT, ServerError, Verification, unknown_since};
 use source::{Inquiry, SourceError};
@@ -317,9 +317,15 @@ fn trust(surroundings: &Surroundings, roots: &[Vec<u8>]) -> Result<(), X509Error
     Ok(())
 }
 
-/// The key manager's file beside the state.
-pub(crate) fn key_manager(folder: &Path) -> Result<Arc<dyn KeyManager>, bonafide_pki::KeyError> {
-    Ok(Arc::new(bonafide_pki::key_manager::Disk::open(folder.join("keys.json"))?))
+/// The key manager: its file is beside the state, where it has one.
+pub(crate) fn key_manager(
+    storage: KeyStorage,
+    folder: &Path,
+) -> Result<Arc<dyn KeyManager>, bonafide_pki::KeyError> {
+    Ok(match storage {
+        KeyStorage::Disk => Arc::new(bonafide_pki::key_manager::Disk::open(folder.join("keys.json"))?),
+        KeyStorage::Memory => Arc::new(bonafide_pki::key_manager::Memory::new()),
+    })
 }
 
 /// SPIRE's bound for agents that may begin anew.

@@ -47,8 +47,8 @@ const ROWS: &[Row] = &[
     row("agent.log_file", To(Text, "log.file")),
     row("agent.log_format", To(Lower, "log.format")),
     row("agent.log_level", Used),
-    row("agent.log_selectors", Left("selectors are not logged")),
-    row("agent.log_source_location", Left("log lines have no source locations")),
+    row("agent.log_selectors", To(Texts, "log.selectors")),
+    row("agent.log_source_location", To(Bool, "log.source_location")),
     row("agent.sds.default_svid_name", Left(SDS)),
     row("agent.sds.default_bundle_name", Left(SDS)),
     row("agent.sds.default_all_bundles_name", Left(SDS)),
@@ -56,10 +56,7 @@ const ROWS: &[Row] = &[
     row("agent.server_address", Used),
     row("agent.server_port", Used),
     row("agent.socket_path", Used),
-    row(
-        "agent.disable_workload_api",
-        Left("the Workload API is always offered: close its folder to those who shall not use it"),
-    ),
+    row("agent.disable_workload_api", Used),
     row("agent.disable_sds_api", Moot("it is not offered")),
     row("agent.workload_x509_svid_key_type", To(Lower, "svid.key_type")),
     row("agent.trust_bundle_format", Used),
@@ -81,7 +78,7 @@ const ROWS: &[Row] = &[
     row("agent.experimental.sync_interval", To(Duration, "sync_interval")),
     row(
         "agent.experimental.jwt_svid_cache_hit_timeout",
-        Left("how long the agent waits for a new token while it holds a valid one is fixed"),
+        Moot("a token that is still valid is given out at once, and the next one is fetched meanwhile"),
     ),
     row("agent.experimental.named_pipe_name", Moot(PIPE)),
     row("agent.experimental.admin_named_pipe_name", Moot(PIPE)),
@@ -104,7 +101,10 @@ const ROWS: &[Row] = &[
     row("telemetry.Prometheus.port", Used),
     row("telemetry.Prometheus.tls", Left("/metrics is plain HTTP: keep it on a loopback or private address")),
     row("telemetry.InMem", Moot("metrics are kept in memory always")),
-    row("telemetry.EnableTrustDomainLabel", Left(TELEMETRY)),
+    row(
+        "telemetry.EnableTrustDomainLabel",
+        Left("the metrics name no trust domain: add the label in Prometheus's scrape configuration"),
+    ),
     row("telemetry.EnableHostnameLabel", Moot("Prometheus adds the instance itself")),
     row("telemetry.*", Left(TELEMETRY)),
     row("health_checks.listener_enabled", Used),
@@ -117,12 +117,7 @@ const ROWS: &[Row] = &[
         "plugins.KeyManager.disk.directory",
         Moot("the agent makes keys of its own, in data_dir; SPIRE's file stays as it is"),
     ),
-    row(
-        "plugins.KeyManager.memory",
-        Left(
-            "the agent keeps its key in data_dir, which only its user can read; a restart needs no new attestation then",
-        ),
-    ),
+    row("plugins.KeyManager.memory", Used),
     row(
         "plugins.KeyManager.*",
         Left(
@@ -309,6 +304,20 @@ fn compose(import: &mut Import<'_>) {
     let socket = import.text("agent.socket_path");
     let socket = socket.unwrap_or_else(|| "/tmp/spire-agent/public/api.sock".to_owned());
     import.set("workload_api.socket", socket, "agent.socket_path", None);
+    if import.bool("agent.disable_workload_api") == Some(true) {
+        import.set("workload_api.enabled", false, "agent.disable_workload_api", None);
+        import.note(
+            "agent.disable_workload_api",
+            "the socket is there all the same, for questions after the agent's health",
+        );
+    }
+    if import.has("plugins.KeyManager.memory") {
+        if import.has("plugins.KeyManager.disk") {
+            import.refuse("plugins.KeyManager.memory", "there can be one KeyManager");
+        } else {
+            import.set("key_manager", "memory", "plugins.KeyManager.memory", None);
+        }
+    }
     if let Some(level) = import.text("agent.log_level") {
         import.set("log.level", shared::log_level(&level), "agent.log_level", None);
     }
@@ -669,18 +678,20 @@ mod tests {
         assert_eq!(
             left(&translation),
             [
-                "agent.disable_workload_api",
                 "agent.experimental.ratelimit.stream_secrets",
                 "agent.experimental.use_sync_authorized_entries",
-                "agent.log_selectors",
                 "agent.sds.default_svid_name",
-                "plugins.KeyManager.memory",
                 "plugins.NodeAttestor.made_elsewhere",
                 "plugins.SVIDStore.aws_secretsmanager",
                 "plugins.WorkloadAttestor.windows",
             ]
         );
         assert!(!translation.text.contains("hidden"), "{}", translation.text);
+        assert_eq!(
+            (config.workload_api_enabled, config.key_manager),
+            (false, super::super::KeyStorage::Memory)
+        );
+        assert_eq!(config.log_selectors, ["unix:uid"]);
         let file = "./bonafide/bootstrap-bundle.pem".into();
         assert_eq!(config.bootstrap, BootstrapConfig::Bundle { file, format: BundleFormat::Pem });
         let moot: Vec<&str> = translation.moot.iter().map(|remark| remark.setting.as_str()).collect();

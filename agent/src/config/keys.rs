@@ -46,6 +46,13 @@ pub(super) const KEYS: &[Key] = &[
         "The folder for the agent's own SVID, bundle (`agent-data.json`) and keys (`keys.json`). Created with mode 0700.",
     ),
     key(
+        "key_manager",
+        TEXT,
+        Is("disk"),
+        "Where the agent keeps the keys of its own SVIDs: `disk`, in `data_dir`, or `memory`, so that no key is ever written and the node must \
+         attest anew after each restart; a join token cannot do that.",
+    ),
+    key(
         "sync_interval",
         DURATION,
         Is("5s"),
@@ -259,6 +266,13 @@ pub(super) const KEYS: &[Key] = &[
         "Where workloads ask for their identity (mode 0777, its folder 0755).",
     ),
     key(
+        "workload_api.enabled",
+        SWITCH,
+        Is("true"),
+        "Whether the Workload API is offered on that socket. Without it delegates and brokers still get identities, and the socket answers \
+         questions after the agent's health.",
+    ),
+    key(
         "admin.socket",
         PATH,
         Nothing,
@@ -309,6 +323,19 @@ pub(super) const KEYS: &[Key] = &[
     key("log.level", TEXT, Is("info"), "`panic`, `fatal`, `error`, `warn`, `info`, `debug` or `trace`."),
     key("log.format", TEXT, Is("text"), "`text` for people or `json`, one object in each line."),
     key("log.file", PATH, Nothing, "A file to append to, in place of standard error."),
+    key(
+        "log.source_location",
+        SWITCH,
+        Is("false"),
+        "Whether each line says where in the source it comes from.",
+    ),
+    key(
+        "log.selectors",
+        TEXTS,
+        Is("[]"),
+        "Beginnings of selectors, such as `unix:uid` or `docker:label`, that may be written to the log when a caller has no identity. Others \
+         are not, for they may hold secrets.",
+    ),
     key(
         "svid.key_type",
         TEXT,

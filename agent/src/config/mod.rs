@@ -43,6 +43,8 @@ pub struct Config {
     pub trust_domain: TrustDomain,
     /// Where the agent keeps its own SVID and keys.
     pub data_dir: PathBuf,
+    /// Where the keys of these SVIDs are.
+    pub key_manager: KeyStorage,
     /// Time between two looks at the server.
     pub sync_interval: Duration,
     /// Where `/live`, `/ready` and `/metrics` are served, if anywhere.
@@ -61,6 +63,8 @@ pub struct Config {
     pub node_attestor: NodeAttestorConfig,
     /// The socket for workloads.
     pub workload_socket: PathBuf,
+    /// Whether the Workload API is offered there.
+    pub workload_api_enabled: bool,
     /// The socket for administration, if any.
     pub admin_socket: Option<PathBuf>,
     /// Who may ask for the identities of others there.
@@ -71,12 +75,25 @@ pub struct Config {
     pub rate_limits: RateLimits,
     /// Where and how much to log.
     pub log: LogConfig,
+    /// Beginnings of selectors that may be written to the log.
+    pub log_selectors: Vec<String>,
     /// How SVIDs of workloads are made and kept.
     pub svid: SvidConfig,
     /// How processes are described.
     pub workload_attestors: Vec<WorkloadAttestorConfig>,
     /// How evidence of GPUs is collected, if it is.
     pub gpu_evidence: Option<GpuEvidenceConfig>,
+}
+
+/// Where the keys of the agent's own SVIDs are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyStorage {
+    /// In a file in the data folder.
+    #[default]
+    Disk,
+    /// Nowhere but in memory: a restart needs a new attestation.
+    Memory,
 }
 
 /// How the server is recognised before the agent holds a bundle.
@@ -361,6 +378,13 @@ impl Config {
             fetch_jwt_bundles: raw.rate_limit.fetch_jwt_bundles.unwrap_or(0),
         };
         let svid = svid(raw.svid, &mut problems);
+        let log_selectors = raw.log.selectors.unwrap_or_default();
+        for (at, prefix) in log_selectors.iter().enumerate() {
+            let message =
+                "is no beginning of a selector: write its type, or more of it, without a colon at the end";
+            let good = !prefix.is_empty() && !prefix.ends_with(':');
+            problems.check(good, format!("log.selectors[{at}]"), message);
+        }
         let workload_attestors = workload_attestors(raw.workload_attestor, &mut problems);
 
         let gpu_evidence = match raw.gpu_evidence {
@@ -372,6 +396,7 @@ impl Config {
             Some(Self {
                 trust_domain: trust_domain?,
                 data_dir: raw.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
+                key_manager: raw.key_manager.unwrap_or_default(),
                 sync_interval,
                 health_address,
                 allow_unauthenticated_verifiers: raw.allow_unauthenticated_verifiers.unwrap_or(false),
@@ -381,6 +406,7 @@ impl Config {
                 rebootstrap,
                 node_attestor: node_attestor?,
                 workload_socket,
+                workload_api_enabled: raw.workload_api.enabled.unwrap_or(true),
                 admin_socket,
                 authorized_delegates,
                 broker,
@@ -389,7 +415,9 @@ impl Config {
                     level: raw.log.level.unwrap_or_default(),
                     format: raw.log.format.unwrap_or_default(),
                     file: raw.log.file,
+                    source_location: raw.log.source_location.unwrap_or(false),
                 },
+                log_selectors,
                 svid: svid?,
                 workload_attestors: workload_attestors?,
                 gpu_evidence: gpu_evidence?,

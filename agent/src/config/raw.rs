@@ -7,7 +7,7 @@ use bonafide_runtime::config::HumanDuration;
 use bonafide_runtime::telemetry::{LogFormat, LogLevel};
 use serde::{Deserialize, Serialize};
 
-use super::{BundleFormat, RebootstrapMode};
+use super::{BundleFormat, KeyStorage, RebootstrapMode};
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty),* $(,)? }) => {
@@ -25,6 +25,7 @@ table! {
     Raw {
         trust_domain: Option<String>,
         data_dir: Option<PathBuf>,
+        key_manager: Option<KeyStorage>,
         sync_interval: Option<HumanDuration>,
         health_address: Option<String>,
         allow_unauthenticated_verifiers: Option<bool>,
@@ -32,7 +33,7 @@ table! {
         server: Server,
         bootstrap: Bootstrap,
         node_attestor: NodeAttestor,
-        workload_api: Socket,
+        workload_api: WorkloadApi,
         admin: Admin,
         broker: Broker,
         rate_limit: RateLimit,
@@ -131,7 +132,12 @@ table! {
     }
 }
 
-table! { Socket { socket: Option<PathBuf> } }
+table! {
+    WorkloadApi {
+        socket: Option<PathBuf>,
+        enabled: Option<bool>,
+    }
+}
 
 table! {
     Admin {
@@ -176,6 +182,8 @@ table! {
         level: Option<LogLevel>,
         format: Option<LogFormat>,
         file: Option<PathBuf>,
+        source_location: Option<bool>,
+        selectors: Option<Vec<String>>,
     }
 }
 

@@ -36,6 +36,25 @@ async fn a_join_token_attests_once_and_the_svid_is_used_again() {
 }
 
 #[tokio::test]
+async fn keys_in_memory_are_never_written_and_a_restart_attests_anew() {
+    let server = FakeServer::start().await;
+    let home = Home::new();
+    let agent = home.start(&server, "key_manager = \"memory\"").await;
+    let chain = agent.own_svid().chain();
+    assert!(!home.path("data/keys.json").exists());
+    agent.shut_down();
+    agent.join().await.unwrap();
+    // The token was good for one attestation.
+    let error = why(home.try_start(&server, "key_manager = \"memory\"").await);
+    assert!(error.contains("already been used"), "{error}");
+    server.lock().tokens.insert("token".to_owned());
+    let again = home.start(&server, "key_manager = \"memory\"").await;
+    assert_ne!(again.own_svid().chain(), chain);
+    assert_eq!(server.lock().count("AttestAgent"), 3);
+    assert!(!home.path("data/keys.json").exists());
+}
+
+#[tokio::test]
 async fn nothing_but_the_agents_user_may_read_its_state() {
     use std::os::unix::fs::PermissionsExt as _;
     let server = FakeServer::start().await;

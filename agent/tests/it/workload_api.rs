@@ -186,6 +186,22 @@ async fn who_has_no_identity_is_told_so_by_every_method() {
 }
 
 #[tokio::test]
+async fn a_workload_api_that_is_switched_off_is_not_there() {
+    let server = FakeServer::start().await;
+    server.lock().add(my_entry("e1", "/a").build());
+    let home = Home::new();
+    let _agent = home.start(&server, "workload_api.enabled = false").await;
+    let mut client = workload(&home).await;
+    let refused = client.fetch_x509svid(X509svidRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert_eq!(client.fetch_jwtsvid(JWT(&["x"])).await.unwrap_err().code(), Code::Unimplemented);
+    let health = bonafide_proto::health::v1::HealthCheckRequest { service: String::new() };
+    let channel = channel(home.socket()).await;
+    let mut health_client = bonafide_proto::health::v1::health_client::HealthClient::new(channel);
+    assert_eq!(health_client.check(health).await.unwrap().into_inner().status, 1, "it is serving");
+}
+
+#[tokio::test]
 async fn requests_that_are_wrong_in_themselves_are_invalid_arguments() {
     let server = FakeServer::start().await;
     server.lock().add(my_entry("e1", "/a").build());
@@ -549,6 +565,81 @@ async fn calls_twice_from_outside() {
     // Validation is not limited.
     let request = ValidateJwtsvidRequest { audience: "x".into(), svid: "x".into() };
     assert_eq!(clients[0].validate_jwtsvid(request).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+/// Keeps what the agent's log would have.
+#[derive(Clone, Default)]
+struct Lines(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target().starts_with("bonafide_agent::api")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Fields(String);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.push_str(&format!("{field}={value:?} "));
+            }
+        }
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        self.0.lock().unwrap().push(fields.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn the_log_names_a_caller_without_identity_and_only_the_selectors_that_it_may() {
+    let server = FakeServer::start().await;
+    server.lock().add(my_entry("e1", "/a").selectors(["unix:uid:4000000000"]).build());
+    let home = Home::new();
+    let lines = Lines::default();
+    let _guard = tracing::subscriber::set_default(lines.clone());
+    let _agent = home.start(&server, "log.selectors = [\"unix:uid\"]").await;
+    let (executable, socket) = (std::env::current_exe().unwrap(), home.socket());
+    let call = move || {
+        let mut command = std::process::Command::new(&executable);
+        command.args(["--exact", "workload_api::asks_from_outside", "--nocapture", "--ignored"]);
+        command.env("AGENT_TEST_SOCKET", socket).output().unwrap()
+    };
+    let output = tokio::task::spawn_blocking(call).await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let lines = lines.0.lock().unwrap().clone();
+    let found: Vec<_> = lines.iter().filter(|line| line.contains("no identity issued")).collect();
+    // Three calls within a second, or a little more of it.
+    assert!((1..=2).contains(&found.len()), "{lines:?}");
+    let uid = own_uid();
+    assert!(found[0].contains(&format!("selectors=\"unix:uid:{uid}\"")), "{found:?}");
+    assert!(found[0].contains("registered=false") && !found[0].contains("unix:gid"), "{found:?}");
+}
+
+fn own_uid() -> u32 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata("/proc/self").unwrap().uid()
+}
+
+/// The other process of [`the_log_names_a_caller_without_identity_and_only_the_selectors_that_it_may`].
+#[tokio::test]
+#[ignore = "run by another test"]
+async fn asks_from_outside() {
+    let Some(socket) = std::env::var_os("AGENT_TEST_SOCKET") else { return };
+    let mut client = workload_at(socket.into()).await;
+    for _ in 0..3 {
+        client.fetch_jwtsvid(JWT(&["x"])).await.unwrap_err();
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bonafide_identity::{DnsName, SerialNumber, Timestamp, TrustDomain};
 use bonafide_pki::{
     CaIssuer, CaProfile, CaSubject, KeyType, LeafProfile, PrivateKey, Signer as _, Subject, TrustRoots,
-    VerifiedCsr, X509Error, X509Issuer, ca_csr, inspect, self_signed_ca, verify_svid_chain,
+    VerificationAlgorithm, VerifiedCsr, X509Error, X509Issuer, acme_challenge_certificate, ca_csr, inspect,
+    self_signed_ca, verify_svid_chain, web_csr,
 };
 use x509_parser::prelude::*;
 
@@ -90,6 +91,43 @@ fn a_self_signed_ca_has_exactly_what_the_template_says() {
     assert_eq!(names.general_names, [GeneralName::URI("spiffe://example.org")]);
     assert_eq!(ca.signature_algorithm.algorithm.to_id_string(), "1.2.840.10045.4.3.3");
     assert_eq!(inspect(issuer.certificate()).unwrap().ski.as_deref(), Some(issuer.authority_id()));
+}
+
+/// RFC 8737, section 3: self-signed, that name alone, and the digest in a critical extension.
+#[test]
+fn the_answer_to_a_challenge_has_a_name_and_a_digest() {
+    let own = key(KeyType::EcP256, Role::Leaf);
+    let digest = [7; 32];
+    let name = DnsName::parse("bundle.example.org").unwrap();
+    let der = acme_challenge_certificate(&*own, &name, &digest, at(-10), at(3600), serial()).unwrap();
+    let certificate = parsed(&der);
+    assert_eq!(certificate.issuer().as_raw(), certificate.subject().as_raw());
+    let signed = certificate.tbs_certificate.as_ref();
+    let signature = &certificate.signature_value.data;
+    assert!(own.public_key().verify(VerificationAlgorithm::EcdsaSha256, signed, signature));
+    let (_, names) = extension(&certificate, "2.5.29.17");
+    let ParsedExtension::SubjectAlternativeName(names) = names else { panic!("{names:?}") };
+    assert_eq!(names.general_names, [GeneralName::DNSName("bundle.example.org")]);
+    let identifier = certificate
+        .extensions()
+        .iter()
+        .find(|extension| extension.oid.to_id_string() == "1.3.6.1.5.5.7.1.31")
+        .expect("an acmeIdentifier");
+    assert!(identifier.critical);
+    assert_eq!(identifier.value, [&[0x04, 32][..], &digest].concat());
+    assert_eq!(certificate.extensions().len(), 2);
+}
+
+#[test]
+fn a_request_for_a_web_certificate_has_one_name_and_no_subject() {
+    let own = key(KeyType::EcP256, Role::Leaf);
+    let der = web_csr(&*own, &DnsName::parse("bundle.example.org").unwrap()).unwrap();
+    assert_eq!(VerifiedCsr::parse(&der).unwrap().public_key, *own.public_key());
+    let (_, request) = X509CertificationRequest::from_der(&der).unwrap();
+    assert_eq!(request.certification_request_info.subject.as_raw(), [0x30, 0]);
+    let names: Vec<_> = request.requested_extensions().unwrap().collect();
+    let [ParsedExtension::SubjectAlternativeName(names)] = names[..] else { panic!("{names:?}") };
+    assert_eq!(names.general_names, [GeneralName::DNSName("bundle.example.org")]);
 }
 
 #[test]

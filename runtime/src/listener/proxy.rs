@@ -6,8 +6,7 @@
 //! out and has its own address then, and from any other peer a header ends the connection.
 //!
 //! Nothing is read beyond the header: what is there is looked at first, and taken up to the header's end. The first byte
-//! tells a header from TLS. The parser is our own: it is a page, and the crates for it bring parser
-//! generators or builders along.
+//! tells a header from TLS. The parser is our own, for it is a page (decision record 0017).
 
 use std::fmt;
 use std::io;

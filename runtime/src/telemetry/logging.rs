@@ -137,6 +137,8 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// The file to append to; standard error without one.
     pub file: Option<PathBuf>,
+    /// Whether each line says where in the source it comes from: module, file and line.
+    pub source_location: bool,
 }
 
 /// Why logging could not be set up.
@@ -259,7 +261,11 @@ fn build(config: LogConfig) -> Result<(Box<dyn Subscriber + Send + Sync>, LogHan
     };
     let shared = Arc::new(Shared { level: AtomicU8::new(config.level as u8), launch: config.level, sink });
     let filter = LevelRule(Arc::clone(&shared));
-    let layer = tracing_subscriber::fmt::layer().with_writer(Writer(Arc::clone(&shared))).with_ansi(false);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(Writer(Arc::clone(&shared)))
+        .with_ansi(false)
+        .with_file(config.source_location)
+        .with_line_number(config.source_location);
     let subscriber: Box<dyn Subscriber + Send + Sync> = match config.format {
         LogFormat::Text => Box::new(Registry::default().with(layer.with_filter(filter))),
         LogFormat::Json => {
@@ -400,6 +406,21 @@ mod tests {
         });
         let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
         assert_eq!((line["message"].as_str(), line["entry"].as_str()), (Some("created \"one\""), Some("e1")));
+    }
+
+    #[test]
+    fn a_line_says_where_it_comes_from_when_asked_to() {
+        for (source_location, format) in [
+            (true, LogFormat::Text),
+            (true, LogFormat::Json),
+            (false, LogFormat::Text),
+            (false, LogFormat::Json),
+        ] {
+            let text = logged(LogConfig { source_location, format, ..LogConfig::default() }, |_| {
+                tracing::info!("here");
+            });
+            assert_eq!(text.contains("logging.rs"), source_location, "{text}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::{AttestedNode, EntryId, SerialNumber, SpiffeId, Timestamp};
+use bonafide_identity::{AttestedNode, EntryId, Selector, SerialNumber, SpiffeId, Timestamp};
 use bonafide_pki::csr_public_key_unverified;
 
 use crate::authority::{Issuing, SigningError};
@@ -95,13 +95,21 @@ pub struct Attestation {
     issuing: Arc<Issuing>,
     store: Store,
     places: Places,
+    spiffe_id_selector: bool,
 }
 
 impl Attestation {
     /// With these attestors.
     pub fn new(attestors: Attestors, issuing: Arc<Issuing>, store: Store) -> Self {
         let places = Places::new(attestors.names());
-        Self { attestors, issuing, store, places }
+        Self { attestors, issuing, store, places, spiffe_id_selector: false }
+    }
+
+    /// Whether a node has its own SPIFFE ID among its selectors, whatever its attestor says of it.
+    #[must_use]
+    pub fn with_spiffe_id_selector(mut self, on: bool) -> Self {
+        self.spiffe_id_selector = on;
+        self
     }
 
     /// The configured attestors.
@@ -126,12 +134,16 @@ impl Attestation {
         let place = self.places.take(attestor.name(), claim.address).await;
         let _place = place.ok_or(AttestationError::Busy)?;
         let attempt = Attempt { payload: &claim.payload, address: claim.address, now };
-        let attested = attestor.attest(attempt, conversation).await?;
+        let mut attested = attestor.attest(attempt, conversation).await?;
         if attested.id.is_server() {
             return Err(AttestationError::ReservedId(attested.id));
         }
         if !attested.id.path().starts_with(&format!("/spire/agent/{}/", attestor.name())) {
             tracing::warn!(agent = %attested.id, attestor = attestor.name(), "agent ID is outside of its attestor's path");
+        }
+        if self.spiffe_id_selector {
+            let own = Selector::new("spiffe_id", &attested.id.to_string()).map_err(StoreError::refused)?;
+            attested.selectors = attested.selectors.union(&std::iter::once(own).collect());
         }
         let once = !attested.can_reattest && attestor.name() != join_token::NAME;
         known(&attested, attestor.name(), once, |id| self.store.state().node(id))?;

@@ -62,7 +62,7 @@ const ROWS: &[Row] = &[
     row("server.log_file", To(Text, "log.file")),
     row("server.log_level", Used),
     row("server.log_format", To(Lower, "log.format")),
-    row("server.log_source_location", Left("log lines have no source locations")),
+    row("server.log_source_location", To(Bool, "log.source_location")),
     row("server.prune_attested_nodes_expired_for", To(Duration, "prune.attested_nodes_expired_for")),
     row(
         "server.prune_attested_nodes_batch_size",
@@ -110,12 +110,7 @@ const ROWS: &[Row] = &[
     row("server.federation.federates_with.*.bundle_endpoint_profile.https_spiffe", Block),
     row("server.federation.federates_with.*.bundle_endpoint_profile.https_spiffe.endpoint_spiffe_id", Used),
     row("server.federation.federates_with.*.bundle_endpoint_profile.https_web", Used),
-    row(
-        "server.experimental.agent_spiffe_id_as_selector",
-        Left(
-            "agents get no selector spiffe_id: entries that use it as a node selector must name the agent as their parent",
-        ),
-    ),
+    row("server.experimental.agent_spiffe_id_as_selector", To(Bool, "node_attestor.spiffe_id_selector")),
     row(
         "server.experimental.auth_opa_policy_engine",
         Left("who may call what is fixed, as by SPIRE's own policy: there are no policies in Rego"),
@@ -135,7 +130,10 @@ const ROWS: &[Row] = &[
     row("telemetry.Prometheus.port", Used),
     row("telemetry.Prometheus.tls", Left("/metrics is plain HTTP: keep it on a loopback or private address")),
     row("telemetry.InMem", Moot("metrics are kept in memory always")),
-    row("telemetry.EnableTrustDomainLabel", Left(TELEMETRY)),
+    row(
+        "telemetry.EnableTrustDomainLabel",
+        Left("the metrics name no trust domain: add the label in Prometheus's scrape configuration"),
+    ),
     row("telemetry.EnableHostnameLabel", Moot("Prometheus adds the instance itself")),
     row("telemetry.*", Left(TELEMETRY)),
     row("health_checks.listener_enabled", Used),
@@ -791,7 +789,7 @@ mod tests {
               bind_address = "spire-server" proxy_protocol_trusted_cidrs = ["10.0.0.0/8"]
               log_source_location = true profiling_enabled = true
               federation {{ bundle_endpoint {{ port = 8443 acme {{ domain_name = "a" email = "e@a" }} }} }}
-              experimental {{ feature_flags = ["other"] require_pq_kem = true }}
+              experimental {{ feature_flags = ["other"] require_pq_kem = true agent_spiffe_id_as_selector = true }}
             }}
             telemetry {{ Prometheus {{ port = 1 }} Statsd = [{{ address = "x" }}] }}
             health_checks {{ listener_enabled = true bind_port = 2 ready_path = "/r" }}
@@ -807,6 +805,7 @@ mod tests {
         ));
         assert_eq!(config.listen.address.to_string(), "127.0.0.1:8081", "closed rather than open to all");
         assert!(config.listen.trusted_proxies.trusts("10.1.2.3".parse().unwrap()));
+        assert!(config.log.source_location && config.node_attestor.spiffe_id_selector);
         let mut found = left(&translation);
         found.sort_unstable();
         assert_eq!(
@@ -823,7 +822,6 @@ mod tests {
                 "server.bind_address",
                 "server.experimental.feature_flags",
                 "server.experimental.require_pq_kem",
-                "server.log_source_location",
                 "server.profiling_enabled",
                 "telemetry.Prometheus.port",
                 "telemetry.Statsd",
@@ -1097,6 +1095,9 @@ mod tests {
         assert_eq!(
             found,
             [
+                "server.conf:6:42: server.federation.bundle_endpoint.profile.https_web.acme.domain_name: is required",
+                "server.conf:6:42: server.federation.bundle_endpoint.profile.https_web.acme.email: is required",
+                "server.conf:6:49: server.federation.bundle_endpoint.profile.https_web.acme.x: SPIRE has no such setting",
                 "server.conf:6:59: server.federation.bundle_endpoint.prot: SPIRE has no such setting",
                 "server.conf:8:42: server.federation.federates_with.a.test.bundle_endpoint_profile.https_spiffe.id: SPIRE has no \
                  such setting",

@@ -193,6 +193,8 @@ pub struct StoreSettings {
 /// How nodes prove what they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeAttestorSettings {
+    /// A node has its own SPIFFE ID among its selectors.
+    pub spiffe_id_selector: bool,
     /// Join tokens are accepted.
     pub join_token: bool,
     /// X.509 proof of possession; `None` when it is not configured.
@@ -727,6 +729,7 @@ fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<No
         "says nothing of who a node is: configure another node attestor beside it",
     );
     Some(NodeAttestorSettings {
+        spiffe_id_selector: raw.spiffe_id_selector.unwrap_or(false),
         gpu_evidence: gpu_evidence.map_or(Some(None), |settings| settings.map(Some))?,
         join_token,
         x509pop: x509pop.map_or(Some(None), |settings| settings.map(Some))?,

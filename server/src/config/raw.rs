@@ -49,6 +49,7 @@ raw! {
         level: LogLevel,
         format: LogFormat,
         file: Option<PathBuf>,
+        source_location: Option<bool>,
     }
     RawAudit {
         enabled: Option<bool>,
@@ -132,6 +133,7 @@ raw! {
         cache_mib: Option<u32>,
     }
     RawNodeAttestor {
+        spiffe_id_selector: Option<bool>,
         join_token: RawJoinToken,
         x509pop: Option<RawX509Pop>,
         sshpop: Option<RawSshPop>,
@@ -234,7 +236,12 @@ raw! {
 
 impl From<RawLog> for LogConfig {
     fn from(raw: RawLog) -> Self {
-        Self { level: raw.level, format: raw.format, file: raw.file }
+        Self {
+            level: raw.level,
+            format: raw.format,
+            file: raw.file,
+            source_location: raw.source_location.unwrap_or(false),
+        }
     }
 }
 

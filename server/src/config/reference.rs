@@ -71,6 +71,12 @@ pub const FIELDS: &[Field] = &[
     field("log.format", "`text` or `json`", "`text`", "Lines for people or JSON objects for programs."),
     field("log.file", "path", "standard error", "Where the log goes. SIGUSR2 opens the file anew."),
     field(
+        "log.source_location",
+        "true or false",
+        "`false`",
+        "Whether each line says where in the source it comes from.",
+    ),
+    field(
         "audit.enabled",
         "true or false",
         "`true`",
@@ -273,6 +279,13 @@ pub const FIELDS: &[Field] = &[
         "The store's folder (sled) or file (redb).",
     ),
     field("store.cache_mib", "number", "32", "Memory that the store's driver may use as cache, in MiB."),
+    field(
+        "node_attestor.spiffe_id_selector",
+        "true or false",
+        "`false`",
+        "Whether a node that attests has its own SPIFFE ID among its selectors, as `spiffe_id:spiffe://…`. A node that was attested \
+         before has it with its next attestation.",
+    ),
     field("node_attestor.join_token.enabled", "true or false", "`true`", "Accept join tokens."),
     field(
         "node_attestor.x509pop.mode",

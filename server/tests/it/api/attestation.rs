@@ -317,6 +317,20 @@ async fn attestations_from_one_address_are_limited_and_wait_their_turn() {
     assert!(audit.iter().any(|line| line["decision"] == "limited"));
 }
 
+#[tokio::test]
+async fn a_node_has_its_own_id_among_its_selectors_when_asked_for() {
+    for (more, expected) in [("", 0), ("[node_attestor]\nspiffe_id_selector = true\n", 1)] {
+        let server = TestServer::start_with(more).await;
+        let token = server.join_token(600).await;
+        attest(server.anonymous().await, "join_token", token.as_bytes(), no_challenge).await.unwrap();
+        let own = id(&format!("/spire/agent/join_token/{token}"));
+        let node = server.server.context().state.node(&own).unwrap();
+        let found: Vec<_> = node.selectors.iter().filter(|one| one.kind() == "spiffe_id").collect();
+        assert_eq!(found.len(), expected);
+        assert!(found.iter().all(|one| one.value() == own.to_string()));
+    }
+}
+
 /// Behind a load balancer the limit, and the audit log, are about the client that it names.
 #[tokio::test]
 async fn a_trusted_proxy_says_whose_attestation_it_is() {

@@ -428,18 +428,23 @@ pub(crate) fn enter(folder: &Path, pid: u32) {
 impl Drop for Jailed {
     fn drop(&mut self) {
         self.kill();
-        // The kernel lets go of a cgroup a moment after its last process.
-        for _ in 0..100 {
-            if std::fs::remove_dir(&self.folder).is_ok() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        unmake(&self.folder);
+    }
+}
+
+/// Removes a cgroup, and what is above it unless others are there.
+pub(crate) fn unmake(folder: &Path) {
+    // The kernel lets go of a cgroup a moment after its last process.
+    for _ in 0..100 {
+        if std::fs::remove_dir(folder).is_ok() {
+            break;
         }
-        let root = hierarchy().unwrap();
-        let mut above = self.folder.parent().unwrap();
-        while above != root && std::fs::remove_dir(above).is_ok() {
-            above = above.parent().unwrap();
-        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let root = hierarchy().unwrap();
+    let mut above = folder.parent().unwrap();
+    while above != root && std::fs::remove_dir(above).is_ok() {
+        above = above.parent().unwrap();
     }
 }
 

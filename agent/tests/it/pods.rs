@@ -11,7 +11,7 @@ use bonafide_agent::workload_attestor::kubernetes::Pods;
 use bonafide_agent::workload_attestor::{AttestError, WorkloadAttestor as _};
 
 use crate::kubelet::{
-    Api, Jailed, Kubelet, TestPod, World, allocation, can_jail, enter, id, make, pin, sleeper, uid,
+    Api, Jailed, Kubelet, TestPod, World, allocation, can_jail, enter, id, make, pin, sleeper, uid, unmake,
 };
 
 /// Both attestors of one kubelet.
@@ -325,12 +325,7 @@ async fn who_moves_or_dies_while_the_kubelet_is_asked_gets_nothing() {
             }
             node.world().script = None;
             drop(jailed);
-            for _ in 0..50 {
-                if std::fs::remove_dir(&elsewhere).is_ok() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            unmake(&elsewhere);
         }
     }
 }

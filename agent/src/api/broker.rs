@@ -194,7 +194,7 @@ impl Service {
         let reference = reference.and_then(|reference| reference.reference).unwrap_or_default();
         let pid = process_id(&broker.id, references, self.transport, &reference)
             .inspect_err(|status| tracing::warn!(broker = %broker.id, reason = status.message(), "a reference to a workload was refused"))?;
-        match named_process(pid, &self.api.attestors).await {
+        match named_process(pid, &self.api.attestors, &self.api.cache).await {
             Ok((process, selectors)) => Ok((broker, process, selectors)),
             Err(NamedProcessError::Gone) => Err(not_found()),
             Err(NamedProcessError::NotAttested) => Err(Status::unavailable(ATTESTATION_FAILED)),

@@ -97,7 +97,7 @@ impl DelegatedIdentityApi {
             })?;
             return Ok((None, selectors));
         }
-        match named_process(pid, &self.attestors).await {
+        match named_process(pid, &self.attestors, &self.cache).await {
             Ok((process, selectors)) => Ok((Some(process), selectors)),
             Err(NamedProcessError::Gone | NamedProcessError::NotAttested) => {
                 Err(Status::unavailable(ATTESTATION_FAILED))

@@ -25,8 +25,8 @@ use tokio::task::JoinSet;
 use tonic::{Code, Request, Status};
 
 use crate::caller::{CallerError, PinnedCaller};
-use crate::svid_cache::Availability;
 use crate::svid_cache::tokens::JwtSvids;
+use crate::svid_cache::{Availability, SvidCache};
 use crate::workload_attestor::WorkloadAttestors;
 
 pub use reflection::reflection;
@@ -55,6 +55,7 @@ const ATTESTATION_FAILED: &str = "workload attestation failed";
 async fn named_process(
     pid: i32,
     attestors: &WorkloadAttestors,
+    cache: &SvidCache,
 ) -> Result<(PinnedCaller, SelectorSet), NamedProcessError> {
     let process = PinnedCaller::pin_named(pid).map_err(|error| {
         tracing::warn!(pid, error = chain(&error), "a process that was named cannot be pinned");
@@ -64,7 +65,11 @@ async fn named_process(
         }
     })?;
     match attestors.attest(&process).await {
-        Ok(attested) => Ok((process, attested.selectors)),
+        // What is missing may be what would match.
+        Ok(found) if !found.complete && cache.matching(&found.selectors).is_empty() => {
+            Err(NamedProcessError::NotAttested)
+        }
+        Ok(found) => Ok((process, found.selectors)),
         Err(_) if !process.is_running() => Err(NamedProcessError::Gone),
         Err(_) => Err(NamedProcessError::NotAttested),
     }

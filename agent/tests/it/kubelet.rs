@@ -428,27 +428,25 @@ pub(crate) fn enter(folder: &Path, pid: u32) {
 impl Drop for Jailed {
     fn drop(&mut self) {
         self.kill();
-        let root = hierarchy().unwrap();
-        let mut folder = self.folder.as_path();
-        while folder != root {
-            // The kernel lets go of a cgroup a moment after its last process.
-            let empty = |_| {
-                let removed = std::fs::remove_dir(folder);
-                if removed.as_ref().is_err_and(|error| error.raw_os_error() == Some(EBUSY)) {
-                    std::thread::sleep(Duration::from_millis(1));
-                    return None;
-                }
-                Some(removed.is_ok())
-            };
-            if (0..50).find_map(empty) != Some(true) {
-                return;
-            }
-            folder = folder.parent().unwrap();
-        }
+        unmake(&self.folder);
     }
 }
 
-const EBUSY: i32 = 16;
+/// Removes a cgroup, and what is above it unless others are there.
+pub(crate) fn unmake(folder: &Path) {
+    // The kernel lets go of a cgroup a moment after its last process.
+    for _ in 0..100 {
+        if std::fs::remove_dir(folder).is_ok() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let root = hierarchy().unwrap();
+    let mut above = folder.parent().unwrap();
+    while above != root && std::fs::remove_dir(above).is_ok() {
+        above = above.parent().unwrap();
+    }
+}
 
 /// The process as if it had connected to the agent.
 pub(crate) fn pin(pid: u32) -> PinnedCaller {

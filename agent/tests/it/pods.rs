@@ -11,7 +11,7 @@ use bonafide_agent::workload_attestor::kubernetes::Pods;
 use bonafide_agent::workload_attestor::{AttestError, WorkloadAttestor as _};
 
 use crate::kubelet::{
-    Api, Jailed, Kubelet, TestPod, World, allocation, can_jail, enter, id, make, pin, sleeper, uid,
+    Api, Jailed, Kubelet, TestPod, World, allocation, can_jail, enter, id, make, pin, sleeper, uid, unmake,
 };
 
 /// Both attestors of one kubelet.
@@ -325,12 +325,7 @@ async fn who_moves_or_dies_while_the_kubelet_is_asked_gets_nothing() {
             }
             node.world().script = None;
             drop(jailed);
-            for _ in 0..50 {
-                if std::fs::remove_dir(&elsewhere).is_ok() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            unmake(&elsewhere);
         }
     }
 }
@@ -459,4 +454,73 @@ async fn a_name_that_is_given_again_gives_nobodys_device() {
         assert!(node.k8s(&caller).await.is_err(), "the name is the heir's now");
     }
     assert!(withheld > 10, "{withheld}");
+}
+
+/// Pods of three names come and go, as the kubelet lets them: gone from its list of pods before the name is given again, and
+/// allocations noticed at any moment in between. Old ones, deleted by force, go on and ask as well. Nobody ever gets what was
+/// allocated to another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_churn_nobody_gets_anothers_device() {
+    const NAMES: u32 = 3;
+    const GENERATIONS: u32 = 16;
+    if !can_jail("under_churn_nobody_gets_anothers_device") {
+        return;
+    }
+    let node = Arc::new(Node::start(&[API, SHORT]).await);
+    let gpu = Arc::new(node.attestor());
+    let random = bonafide_testkit::SeededRandom::new(7);
+    let (mut jailed, mut asking) = (Vec::new(), Vec::new());
+    for generation in 0..GENERATIONS {
+        for name in 0..NAMES {
+            let number = generation * NAMES + name;
+            let (uid, id, name) = (uid(9, number), id(9, number), format!("web-{name}"));
+            let own = format!("GPU-aaaaaaaa-0000-0000-0000-{number:012}");
+            let process = Jailed::in_container(&uid, &id);
+            let caller = process.pin();
+            jailed.push(process);
+            let (attestor, device) = (Arc::clone(&gpu), own.clone());
+            asking.push(tokio::spawn(async move {
+                let (mut given, mut withheld) = (0, 0);
+                for _ in 0..4 {
+                    match attestor.attest(&caller).await {
+                        Ok(found) => {
+                            let uuids: Vec<_> = found
+                                .iter()
+                                .filter_map(|selector| selector.as_str().strip_prefix("gpu:uuid:"))
+                                .collect();
+                            assert!(uuids.iter().all(|uuid| *uuid == device), "{device}: {uuids:?}");
+                            given += uuids.len();
+                        }
+                        Err(_) => withheld += 1,
+                    }
+                }
+                (given, withheld)
+            }));
+            // The old pod goes, the new one comes, its container starts, its allocation is noticed.
+            let step = async || tokio::time::sleep(Duration::from_millis(random.below(16))).await;
+            node.world().pods.retain(|pod| pod.name != name);
+            step().await;
+            let starting = TestPod { running: false, ..TestPod::new(&uid, &name, &id) };
+            node.world().pods.push(starting);
+            step().await;
+            {
+                let mut world = node.world();
+                world.resources.retain(|pod| pod.name != name);
+                world.resources.push(allocation(&name, "nvidia.com/gpu", &[&own]));
+            }
+            node.world().pods.iter_mut().filter(|pod| pod.uid == uid).for_each(|pod| pod.running = true);
+            node.kubelet.announce();
+            step().await;
+        }
+    }
+    let (mut given, mut withheld) = (0, 0);
+    for asking in asking {
+        let (some, none) = asking.await.unwrap();
+        (given, withheld) = (given + some, withheld + none);
+    }
+    eprintln!(
+        "{given} devices given, {withheld} attestations without, {} questions",
+        node.world().asked.len()
+    );
+    assert!(given > 10 && withheld > 10, "{given} given, {withheld} withheld");
 }

@@ -186,3 +186,131 @@ impl Placed<'_> {
 }
 
 const MAX_WAITING: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use bonafide_runtime::listener::{PeerCred, PidfdOrigin};
+    use rustix::process::{Pid, PidfdFlags, getegid, geteuid, pidfd_open};
+
+    use super::*;
+
+    const UID: &str = "2c48913c-b29f-11e7-9350-020968147796";
+
+    type Answer = Box<dyn FnMut(usize) -> Result<Listing, SourceError> + Send>;
+
+    struct Scripted {
+        asked: Mutex<(usize, Answer)>,
+    }
+
+    #[async_trait]
+    impl PodSource for Scripted {
+        async fn list(&self) -> Result<Listing, SourceError> {
+            let mut asked = self.asked.lock().unwrap();
+            asked.0 += 1;
+            let number = asked.0;
+            (asked.1)(number)
+        }
+
+        async fn changed(&self) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn pods(answer: impl FnMut(usize) -> Result<Listing, SourceError> + Send + 'static) -> Pods {
+        let source = Scripted { asked: Mutex::new((0, Box::new(answer))) };
+        let interval = Duration::from_millis(10);
+        Pods::new(Box::new(source), Waiting { attempts: 20, interval, cgroup_roots: Vec::new() })
+    }
+
+    fn listed() -> Listing {
+        let json = serde_json::json!({"items": [{
+            "metadata": {"uid": UID, "name": "web-0", "namespace": "shop"},
+            "status": {"containerStatuses": [{"name": "c", "containerID": format!("containerd://{}", "a".repeat(64))}]}
+        }]});
+        Listing::from_json(json.to_string().as_bytes()).unwrap()
+    }
+
+    /// This process, in a `/proc` in which it has these cgroups.
+    fn caller(folder: &Path, cgroup: &str) -> PinnedCaller {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let own = folder.join(pid.to_string());
+        std::fs::create_dir_all(&own).unwrap();
+        for file in ["stat", "status"] {
+            std::fs::copy(format!("/proc/self/{file}"), own.join(file)).unwrap();
+        }
+        std::fs::write(own.join("cgroup"), cgroup).unwrap();
+        let cred = PeerCred {
+            pid,
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            pidfd: Some(Arc::new(pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap())),
+            pidfd_origin: PidfdOrigin::Socket,
+        };
+        PinnedCaller::pin_observed(&cred, folder, None).unwrap()
+    }
+
+    fn inside() -> String {
+        format!("0::/kubepods/burstable/pod{UID}/{}\n", "a".repeat(64))
+    }
+
+    fn is_container(found: Found<'_>) -> bool {
+        matches!(found, Found::Container(..))
+    }
+
+    #[tokio::test]
+    async fn a_container_is_waited_for_until_it_is_there_or_the_time_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let caller = caller(folder.path(), &inside());
+        let late = pods(|number| Ok(if number < 4 { Listing::default() } else { listed() }));
+        let placed = late.place(&caller).unwrap();
+        assert_eq!(*late.wait(&placed, is_container).await.unwrap(), listed());
+        let never = pods(|_| Ok(Listing::default()));
+        let placed = never.place(&caller).unwrap();
+        let failed = never.wait(&placed, is_container).await;
+        assert!(matches!(failed, Err(PodError::Unknown(total)) if total == Duration::from_millis(200)));
+        let away = pods(|_| Err(SourceError::TooSlow));
+        let placed = away.place(&caller).unwrap();
+        assert!(matches!(
+            away.wait(&placed, is_container).await,
+            Err(PodError::Source(SourceError::TooSlow))
+        ));
+    }
+
+    #[tokio::test]
+    async fn who_moves_meanwhile_is_told_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let caller = caller(folder.path(), &inside());
+        let file = folder.path().join(std::process::id().to_string()).join("cgroup");
+        for (moved, refused) in [
+            (format!("0::/kubepods/burstable/pod{UID}/{}\n", "b".repeat(64)), true),
+            ("0::/\n".to_owned(), true),
+            ("0::/user.slice/x\n".to_owned(), true),
+            // Within its container it may go where it likes.
+            (format!("0::/kubepods/burstable/pod{UID}/{}/below\n", "a".repeat(64)), false),
+        ] {
+            std::fs::write(&file, inside()).unwrap();
+            let away = file.clone();
+            let moving = pods(move |_| {
+                std::fs::write(&away, &moved).unwrap();
+                Ok(listed())
+            });
+            let placed = moving.place(&caller).unwrap();
+            let result = moving.wait(&placed, is_container).await;
+            assert_eq!(matches!(result, Err(PodError::Moved)), refused, "{result:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let caller = caller(folder.path(), &inside());
+        let never = pods(|_| Ok(Listing::default()));
+        let all = never.places.acquire_many(u32::try_from(MAX_WAITING).unwrap()).await.unwrap();
+        let placed = never.place(&caller).unwrap();
+        assert!(matches!(never.wait(&placed, is_container).await, Err(PodError::TooMany)));
+        drop(all);
+    }
+}

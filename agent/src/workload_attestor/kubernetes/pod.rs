@@ -70,7 +70,7 @@ pub struct Listing(Vec<Pod>);
 pub enum Found<'a> {
     /// The container, which has not ended.
     Container(&'a Pod, &'a Container),
-    /// The pod alone.
+    /// The pod, in which the container is not known yet.
     Pod(&'a Pod),
     /// Nothing.
     Nothing,
@@ -108,7 +108,9 @@ impl Listing {
             let mut containers = pod.containers.iter().filter(|container| container.id == place.id);
             let here = match (containers.next(), containers.next()) {
                 (Some(_), Some(_)) => return Err(Twice),
-                (Some(container), None) if !container.terminated => Found::Container(pod, container),
+                // It has ended: whatever still lives there is nobody's.
+                (Some(container), None) if container.terminated => continue,
+                (Some(container), None) => Found::Container(pod, container),
                 _ if place.uid.is_some() => Found::Pod(pod),
                 _ => continue,
             };
@@ -426,8 +428,9 @@ mod tests {
     fn a_place_is_one_container_of_one_pod() {
         let [listing, _] = samples();
         assert!(matches!(listing.find(&place(None, MAIN)), Ok(Found::Container(..))));
-        // It has ended: nothing can live in it.
-        assert!(matches!(listing.find(&place(Some(UID), INIT)), Ok(Found::Pod(_))));
+        let unknown: &'static str = "0000000000000000000000000000000000000000000000000000000000000000";
+        assert!(matches!(listing.find(&place(Some(UID), unknown)), Ok(Found::Pod(_))));
+        assert_eq!(listing.find(&place(Some(UID), INIT)), Ok(Found::Nothing), "it has ended");
         assert_eq!(listing.find(&place(None, INIT)), Ok(Found::Nothing));
         let other = "a2830d0d-b0f0-4ff0-81b5-0ee4e299cf80";
         assert_eq!(listing.find(&place(Some(other), MAIN)), Ok(Found::Nothing));

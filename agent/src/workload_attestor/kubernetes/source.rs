@@ -236,17 +236,17 @@ impl PodsApi {
 
     async fn ask(&self) -> Result<Listing, SourceError> {
         let work = async {
-            let mut client = self.client().await?;
+            let mut client = pods_client(&self.socket).await?;
             let answer = client.list_pods(ListPodsRequest {}).await.map_err(|status| refused(&status))?;
             let pods = answer.into_inner().pods;
             Listing::from_proto(&pods).map_err(|error| SourceError::Proto(Arc::new(error)))
         };
         tokio::time::timeout(PATIENCE, work).await.map_err(|_| SourceError::TooSlow)?
     }
+}
 
-    async fn client(&self) -> Result<PodsClient<Channel>, SourceError> {
-        Ok(PodsClient::new(connect(&self.socket).await?).max_decoding_message_size(MAX_ANSWER))
-    }
+async fn pods_client(socket: &Path) -> Result<PodsClient<Channel>, SourceError> {
+    Ok(PodsClient::new(connect(socket).await?).max_decoding_message_size(MAX_ANSWER))
 }
 
 /// A connection to a gRPC service on a Unix socket.
@@ -278,9 +278,10 @@ impl PodSource for PodsApi {
         let mut changes = self.changes.subscribe();
         if !self.watching.swap(true, Ordering::SeqCst) {
             let (watching, changes) = (Arc::clone(&self.watching), self.changes.clone());
-            let client = self.client().await;
+            let socket = self.socket.clone();
+            // Whoever waits may go away at any moment; the others still wait.
             tokio::spawn(async move {
-                if let Ok(client) = client {
+                if let Ok(client) = pods_client(&socket).await {
                     watch(client, &changes).await;
                 }
                 // One that fails at once is not begun anew at once.

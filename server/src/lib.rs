@@ -12,6 +12,7 @@ pub mod caller;
 pub mod config;
 pub mod drivers;
 pub mod federation;
+pub mod kubernetes;
 pub mod node_attestor;
 pub mod server;
 pub mod status;

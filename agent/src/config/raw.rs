@@ -65,6 +65,7 @@ table! {
         sshpop: Option<SshPop>,
         http_challenge: Option<HttpChallenge>,
         oidc: Option<Oidc>,
+        k8s_psat: Option<K8sPsat>,
     }
 }
 
@@ -107,6 +108,13 @@ table! {
         headers: Option<BTreeMap<String, String>>,
         response_field: Option<String>,
         ca_path: Option<PathBuf>,
+    }
+}
+
+table! {
+    K8sPsat {
+        cluster: Option<String>,
+        token_path: Option<PathBuf>,
     }
 }
 
@@ -206,6 +214,7 @@ impl Raw {
                 sshpop: Some(SshPop::default()),
                 http_challenge: Some(HttpChallenge::default()),
                 oidc: Some(Oidc::default()),
+                k8s_psat: Some(K8sPsat::default()),
             },
             workload_attestor: WorkloadAttestor {
                 unix: Some(Unix::default()),

@@ -7,6 +7,7 @@ mod bundles;
 mod entries;
 mod federation;
 mod harness;
+mod k8s_psat;
 mod lifecycle;
 mod local;
 mod local_authority;

@@ -730,6 +730,13 @@ mod tests {
         let NodeAttestorConfig::HttpChallenge(challenge) = config.node_attestor else { panic!() };
         assert_eq!((challenge.hostname.as_deref(), challenge.agentname.as_str()), (Some("h"), "a"));
         assert_eq!((challenge.port, challenge.advertised_port), (80, Some(81)));
+        let (config, translation) =
+            with("\"k8s_psat\" { plugin_data { cluster = \"prod\" token_path = \"/t\" } }");
+        let NodeAttestorConfig::K8sPsat { cluster, token_path } = config.node_attestor else { panic!() };
+        assert_eq!((cluster.as_str(), token_path), ("prod", "/t".into()));
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let found = attempt(&format!("{LEAST}plugins {{ NodeAttestor \"k8s_psat\" {{ }} }}")).unwrap_err();
+        assert!(found[0].contains("plugins.NodeAttestor.k8s_psat.cluster: is required"), "{found:?}");
         let (config, translation) = import(&format!(
             "{LEAST}agent {{ join_token = \"the-token\" }}\nplugins {{ NodeAttestor \"sshpop\" {{ }} }}"
         ));

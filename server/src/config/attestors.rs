@@ -318,14 +318,14 @@ fn psat_cluster(
             ];
             let leeway = Duration::from_secs(60);
             source.map(|source| Proof::Keys {
-                keys: KeySettings {
+                keys: Box::new(KeySettings {
                     name: name.clone(),
                     url,
                     source,
                     ca_path: raw.ca_path,
                     fetch_token_path: raw.fetch_token_path,
                     refresh,
-                },
+                }),
                 rules: TokenRules { audiences: audiences.clone(), algorithms, leeway, max_age },
                 alive: asked.then(|| access(raw.kube_config_file)),
             })

@@ -2,7 +2,8 @@
 //! TLS. Its own ways of reading answers have no limit of size, so bodies are read here.
 //!
 //! A client is used for a minute and then made anew, so that files that were replaced are noticed; and at once after a call
-//! that did not come through.
+//! that did not come through. A cluster that is away holds up few callers: 16 calls are under way at once, others wait two
+//! seconds for a turn, and for two seconds after a call that did not come through nobody is made to wait for another one.
 
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(super) struct Client {
     made: Mutex<Option<(kube::Client, Instant)>>,
     /// How many calls are made at once, whoever asks for them.
     slots: Semaphore,
+    /// When a call last did not come through.
+    away: Mutex<Option<Instant>>,
 }
 
 impl Client {
@@ -35,7 +38,7 @@ impl Client {
             Access::InCluster => drop(in_cluster()?),
             Access::KubeConfig(path) => drop(Kubeconfig::read_from(path).map_err(unusable_access)?),
         }
-        Ok(Self { access, made: Mutex::new(None), slots: Semaphore::new(MOST_CALLS) })
+        Ok(Self { access, made: Mutex::new(None), slots: Semaphore::new(MOST_CALLS), away: Mutex::default() })
     }
 
     async fn client(&self) -> Result<kube::Client, ApiError> {
@@ -115,15 +118,16 @@ impl Client {
 #[async_trait]
 impl Api for Client {
     async fn call(&self, call: Call<'_>) -> Result<Vec<u8>, ApiError> {
-        let outcome = timeout(CALL_TIME, async {
-            let _slot = self.slots.acquire().await;
-            self.exchange(&call).await
-        });
-        let outcome = match outcome.await.unwrap_or(Err(ApiError::TimedOut)) {
-            Ok((status, body)) => judged(&call, status, body),
-            Err(error) => Err(error),
-        };
-        if let Err(ApiError::Unreachable(_) | ApiError::TimedOut | ApiError::Unauthorized) = &outcome {
+        let slot = timeout(REST, self.slots.acquire()).await;
+        let _slot = slot.map_err(|_| ApiError::Busy)?;
+        if self.away.lock().await.is_some_and(|at| at.elapsed() < REST) {
+            return Err(ApiError::Unreachable("the last call did not come through, a moment ago".into()));
+        }
+        let outcome = timeout(CALL_TIME, self.exchange(&call)).await.unwrap_or(Err(ApiError::TimedOut));
+        let away = matches!(outcome, Err(ApiError::Unreachable(_) | ApiError::TimedOut));
+        *self.away.lock().await = away.then(Instant::now);
+        let outcome = outcome.and_then(|(status, body)| judged(&call, status, body));
+        if away || matches!(outcome, Err(ApiError::Unauthorized)) {
             *self.made.lock().await = None;
         }
         outcome
@@ -163,5 +167,7 @@ fn unusable_access(error: impl Into<BoxError>) -> ApiError {
 /// How long a client is used before the files are read again.
 const FRESH: Duration = Duration::from_secs(60);
 const MOST_CALLS: usize = 16;
+/// For a turn to call, and after a call that did not come through.
+const REST: Duration = Duration::from_secs(2);
 /// Of the API server's message, in characters.
 const MOST_WORDS: usize = 500;

@@ -65,7 +65,7 @@ impl Verb {
     }
 }
 
-/// Makes calls. Each ends within [`CALL_TIME`] and reads at most [`MAX_ANSWER`] bytes.
+/// Makes calls. Each ends within [`CALL_TIME`], after two seconds at most for a turn, and reads at most [`MAX_ANSWER`] bytes.
 #[async_trait]
 pub trait Api: Send + Sync {
     /// The body of a successful answer.
@@ -90,6 +90,9 @@ pub enum ApiError {
     /// There is no connection.
     #[error("the API server cannot be reached")]
     Unreachable(#[source] BoxError),
+    /// Too many calls wait for it.
+    #[error("too many calls to the API server are under way")]
+    Busy,
     /// It is silent.
     #[error("the API server did not answer within {}s", CALL_TIME.as_secs())]
     TimedOut,
@@ -353,6 +356,9 @@ struct Metadata {
     #[serde(default)]
     labels: BTreeMap<String, String>,
 }
+
+/// Makes clients: [`connect`], or what a test has in its place.
+pub type Connect<'a> = dyn Fn(&Access) -> Result<Arc<dyn Api>, ApiError> + 'a;
 
 /// A client of the API server. The files are read now, to find mistakes, and again while it is used; nobody is asked yet.
 ///

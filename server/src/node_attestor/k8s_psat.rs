@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use super::oidc::{KeySettings, Keys, KeysError};
 use super::{Attempt, AttestError, Attested, Conversation, NodeAttestor};
-use crate::kubernetes::{Access, Api, ApiError, Cluster as _, TokenReview};
+use crate::kubernetes::{Access, Api, ApiError, Cluster as _, Connect, TokenReview};
 
 /// The attestor's name and the type of its selectors.
 pub const NAME: &str = "k8s_psat";
@@ -51,7 +51,7 @@ pub enum Proof {
     /// Keys of the cluster verify the token.
     Keys {
         /// Which keys.
-        keys: KeySettings,
+        keys: Box<KeySettings>,
         /// What a token must be like.
         rules: TokenRules,
         /// The API server that is asked about pod and node; without it they are what the token says.
@@ -105,7 +105,7 @@ impl K8sPsat {
     pub fn new(
         trust_domain: TrustDomain,
         clusters: Vec<ClusterSettings>,
-        connect: &dyn Fn(&Access) -> Result<Arc<dyn Api>, ApiError>,
+        connect: &Connect<'_>,
     ) -> Result<Self, K8sPsatError> {
         let cluster = |settings: ClusterSettings| {
             let api = settings.proof.access().map(connect).transpose();
@@ -291,7 +291,7 @@ impl Cluster {
         );
         let text = format!("nodeattestor({NAME}): cluster {:?}: {error}", self.name());
         match error {
-            ApiError::Unreachable(_) | ApiError::TimedOut => AttestError::Unavailable(text),
+            ApiError::Unreachable(_) | ApiError::TimedOut | ApiError::Busy => AttestError::Unavailable(text),
             _ => AttestError::Internal(text),
         }
     }

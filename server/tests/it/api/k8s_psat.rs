@@ -231,16 +231,19 @@ async fn a_cluster_that_cannot_be_asked_says_what_is_missing() {
     }
     world.cluster.state().trouble = None;
     present(&world.server, "prod", &token).await.unwrap();
-    // Another place, without a restart: nobody listens there. A call that fails has the file read again.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nowhere = json!({ "server": format!("http://{free}") });
-    crate::kubernetes::kubeconfig(world.files.path(), "kubeconfig", &nowhere, &json!({}));
+    // Another place, without a restart. A call that fails has the file read again.
     world.cluster.state().trouble = Some(Trouble::Stranger);
     world.refused(&token).await;
-    world.expect(&token, Code::Unavailable, "cluster \"prod\": the API server cannot be reached").await;
     let insecure = json!({ "server": "https://127.0.0.1:1", "insecure-skip-tls-verify": true });
     crate::kubernetes::kubeconfig(world.files.path(), "kubeconfig", &insecure, &json!({}));
     world.expect(&token, Code::Internal, "the access to the cluster cannot be used").await;
+    // Nobody listens there, and for a moment nobody is made to wait for that.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nowhere = json!({ "server": format!("http://{free}") });
+    crate::kubernetes::kubeconfig(world.files.path(), "kubeconfig", &nowhere, &json!({}));
+    for _ in 0..2 {
+        world.expect(&token, Code::Unavailable, "cluster \"prod\": the API server cannot be reached").await;
+    }
 }
 
 #[tokio::test]
@@ -253,6 +256,29 @@ async fn a_silent_api_server_costs_ten_seconds() {
     let outcome = api.node("n").await;
     assert!(matches!(outcome, Err(ApiError::TimedOut | ApiError::Unreachable(_))), "{outcome:?}");
     assert!(before.elapsed() <= CALL_TIME + Duration::from_secs(1), "{:?}", before.elapsed());
+    // Those who come at that moment are told at once.
+    let before = tokio::time::Instant::now();
+    assert!(matches!(api.node("n").await, Err(ApiError::Unreachable(_))));
+    assert_eq!(before.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_silent_api_server_holds_up_few() {
+    let (double, files) = (Double::start().await, TempDir::new().unwrap());
+    double.state().trouble = Some(Trouble::Silent);
+    let api = kubernetes::connect(&Access::KubeConfig(double.kubeconfig(files.path()))).unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let api = Arc::clone(&api);
+        calls.spawn(async move { api.node("n").await });
+    }
+    // Sixteen have their turn; four are told to come again while those wait.
+    for _ in 0..4 {
+        let first =
+            tokio::time::timeout(CALL_TIME / 2, calls.join_next()).await.expect("at most two seconds");
+        assert!(matches!(first, Some(Ok(Err(ApiError::Busy)))), "{first:?}");
+    }
+    assert_eq!(calls.len(), 16);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use crate::config::{NodeAttestorConfig, WorkloadAttestorConfig};
 use crate::node_attestor::NodeAttestor;
 use crate::node_attestor::http_challenge::HttpChallenge;
 use crate::node_attestor::join_token::JoinToken;
+use crate::node_attestor::k8s_psat::K8sPsat;
 use crate::node_attestor::oidc::Oidc;
 use crate::node_attestor::sshpop::SshPop;
 use crate::node_attestor::tpm_devid::TpmDevId;
@@ -33,6 +34,7 @@ pub(crate) fn node_attestor(config: &NodeAttestorConfig, random: &Arc<dyn Random
         NodeAttestorConfig::TpmDevId(config) => Arc::new(TpmDevId::new(config, Arc::clone(random))),
         NodeAttestorConfig::HttpChallenge(config) => Arc::new(HttpChallenge::new(config)),
         NodeAttestorConfig::Oidc(source) => Arc::new(Oidc::new(source)),
+        NodeAttestorConfig::K8sPsat { cluster, token_path } => Arc::new(K8sPsat::new(cluster, token_path)),
     }
 }
 

@@ -12,14 +12,17 @@ use crate::config::{
 };
 use crate::federation;
 use crate::gpu_evidence::GpuEvidence;
+use crate::kubernetes;
 use crate::node_attestor::Attestors;
 use crate::node_attestor::http_challenge::{HttpChallenge, SystemResolver};
 use crate::node_attestor::join_token::JoinToken;
+use crate::node_attestor::k8s_psat::{K8sPsat, K8sPsatError};
 use crate::node_attestor::oidc::{KeysError, Oidc};
 use crate::node_attestor::sshpop::{SshPop, SshPopError};
 use crate::node_attestor::tpm_devid::{TpmDevId, TpmDevIdError};
 use crate::node_attestor::x509pop::{X509Pop, X509PopError};
 use crate::store::{Store, StoreConfig};
+use crate::upstream_authority::cert_manager::{self, CertManager};
 use crate::upstream_authority::disk::{Disk, DiskConfig};
 use crate::upstream_authority::spire::{Spire, SpireConfig};
 use crate::upstream_authority::vault::{Vault, VaultConfig};
@@ -63,6 +66,10 @@ pub fn upstream_authority(
             let config =
                 VaultConfig { trust_domain, address, ca_cert_path, namespace, pki_mount_point, auth };
             Some(Arc::new(Vault::new(config)))
+        }
+        Some(UpstreamSettings::CertManager { access, issuer }) => {
+            let api = kubernetes::connect(access).map_err(cert_manager::refused)?;
+            Some(Arc::new(CertManager::new(trust_domain.clone(), issuer.clone(), api)))
         }
         Some(UpstreamSettings::Spire { server_address, workload_api_socket, poll_interval }) => {
             let config = SpireConfig {
@@ -121,6 +128,11 @@ pub fn node_attestors(
     if !settings.oidc.is_empty() {
         attestors = attestors.with(Arc::new(Oidc::new(trust_domain.clone(), settings.oidc.clone())?));
     }
+    if !settings.k8s_psat.is_empty() {
+        let clusters = settings.k8s_psat.clone();
+        let attestor = K8sPsat::new(trust_domain.clone(), clusters, &kubernetes::connect)?;
+        attestors = attestors.with(Arc::new(attestor));
+    }
     Ok(attestors)
 }
 
@@ -142,6 +154,9 @@ pub enum NodeAttestorError {
     /// `oidc`.
     #[error("node_attestor.oidc: {0}")]
     Oidc(#[from] KeysError),
+    /// `k8s_psat`.
+    #[error("node_attestor.k8s_psat: {0}")]
+    K8sPsat(#[from] K8sPsatError),
 }
 
 /// Whether everything that the configuration names can be used, without starting anything: for `validate`.
@@ -172,6 +187,10 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
     }
     if let Err(error) = Oidc::check(&config.node_attestor.oidc) {
         problems.push(format!("node_attestor.oidc: {error}"));
+    }
+    let clusters = config.node_attestor.k8s_psat.clone();
+    if let Err(error) = K8sPsat::new(config.trust_domain.clone(), clusters, &kubernetes::connect) {
+        problems.push(format!("node_attestor.k8s_psat: {error}"));
     }
     problems.extend(federation::check(&config.federation));
     problems

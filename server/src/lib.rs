@@ -13,6 +13,7 @@ pub mod config;
 pub mod drivers;
 pub mod federation;
 pub mod gpu_evidence;
+pub mod kubernetes;
 pub mod node_attestor;
 pub mod server;
 pub mod status;

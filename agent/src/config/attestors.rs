@@ -145,6 +145,13 @@ pub(super) fn oidc(raw: raw::Oidc, problems: &mut Problems<'_>) -> Option<NodeAt
     Some(NodeAttestorConfig::Oidc(source))
 }
 
+pub(super) fn k8s_psat(raw: raw::K8sPsat, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
+    let cluster = problems.required("node_attestor.k8s_psat.cluster", raw.cluster)?;
+    problems.check(!cluster.is_empty(), "node_attestor.k8s_psat.cluster", "must not be empty");
+    let token_path = raw.token_path.unwrap_or_else(|| "/var/run/secrets/tokens/spire-agent".into());
+    Some(NodeAttestorConfig::K8sPsat { cluster, token_path })
+}
+
 pub(super) fn k8s(raw: raw::K8s, problems: &mut Problems<'_>) -> K8sConfig {
     let key = |name: &str| format!("workload_attestor.k8s.{name}");
     let open = raw.kubelet_read_only_port.is_some();
@@ -284,6 +291,8 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (table, start) in [
+            ("k8s_psat]", "node_attestor.k8s_psat.cluster: "),
+            ("k8s_psat]\ncluster = \"\"", "node_attestor.k8s_psat.cluster: must not be empty"),
             ("oidc]", "node_attestor.oidc: give one of"),
             ("oidc]\ntoken_path = \"/t\"\ntoken_url = \"http://m\"", "node_attestor.oidc: give one of"),
             ("oidc]\ntoken_path = \"/t\"\nmethod = \"GET\"", "node_attestor.oidc.method: has no effect"),

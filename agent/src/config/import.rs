@@ -25,7 +25,7 @@ const PROFILING: &str =
 const TELEMETRY: &str = "metrics are offered to Prometheus only, at health_address under /metrics";
 const SDS: &str = "Envoy's secret discovery service is not offered: let Envoy read files that `bonafide write --watch` keeps fresh";
 const ATTESTOR: &str = "this node attestor does not exist here: attest in another way; the agent then has another SPIFFE ID, so \
-                        entries below it need a new parent. For Kubernetes, Google Cloud and Azure see node_attestor.oidc, for the \
+                        entries below it need a new parent. For Google Cloud and Azure see node_attestor.oidc, for the \
                         rest x509pop, sshpop, tpm_devid, http_challenge and join tokens";
 const WORKLOAD: &str =
     "this workload attestor does not exist here: entries with its selectors match no process on this node";
@@ -169,6 +169,9 @@ const ROWS: &[Row] = &[
     row("plugins.NodeAttestor.http_challenge.agentname", To(Text, "node_attestor.http_challenge.agentname")),
     row("plugins.NodeAttestor.http_challenge.port", To(Integer, "node_attestor.http_challenge.port")),
     row("plugins.NodeAttestor.http_challenge.advertised_port", Used),
+    row("plugins.NodeAttestor.k8s_psat", Used),
+    row("plugins.NodeAttestor.k8s_psat.cluster", To(Text, "node_attestor.k8s_psat.cluster")),
+    row("plugins.NodeAttestor.k8s_psat.token_path", To(Text, "node_attestor.k8s_psat.token_path")),
     row("plugins.NodeAttestor.*", Left(ATTESTOR)),
     row("plugins.WorkloadAttestor.unix", Used),
     row(
@@ -466,7 +469,7 @@ fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
     if token.is_some() && file.is_some() {
         import.refuse("agent.join_token_file", "excludes join_token; remove one of them");
     }
-    let known = ["x509pop", "sshpop", "tpm_devid", "http_challenge", "join_token"];
+    let known = ["x509pop", "sshpop", "tpm_devid", "http_challenge", "k8s_psat", "join_token"];
     let plugin = |name: &str| format!("plugins.NodeAttestor.{name}");
     let given: Vec<&str> = known.into_iter().filter(|name| import.has(&plugin(name))).collect();
     for second in given.iter().skip(1) {
@@ -503,6 +506,11 @@ fn node_attestor(import: &mut Import<'_>, data_dir: &str) {
             // Zero means the port that is open.
             if let Some(port) = import.integer(PORT).filter(|port| *port != 0) {
                 import.set("node_attestor.http_challenge.advertised_port", port, PORT, None);
+            }
+        }
+        _ if attestor == "k8s_psat" => {
+            if !import.is_set("node_attestor.k8s_psat.cluster") {
+                import.refuse("plugins.NodeAttestor.k8s_psat.cluster", "is required");
             }
         }
         (Some(token), _) => import.set(TOKEN, token, "agent.join_token", Some(ONCE)),
@@ -845,6 +853,13 @@ mod tests {
         let NodeAttestorConfig::HttpChallenge(challenge) = config.node_attestor else { panic!() };
         assert_eq!((challenge.hostname.as_deref(), challenge.agentname.as_str()), (Some("h"), "a"));
         assert_eq!((challenge.port, challenge.advertised_port), (80, Some(81)));
+        let (config, translation) =
+            with("\"k8s_psat\" { plugin_data { cluster = \"prod\" token_path = \"/t\" } }");
+        let NodeAttestorConfig::K8sPsat { cluster, token_path } = config.node_attestor else { panic!() };
+        assert_eq!((cluster.as_str(), token_path), ("prod", "/t".into()));
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let found = attempt(&format!("{LEAST}plugins {{ NodeAttestor \"k8s_psat\" {{ }} }}")).unwrap_err();
+        assert!(found[0].contains("plugins.NodeAttestor.k8s_psat.cluster: is required"), "{found:?}");
         let (config, translation) = import(&format!(
             "{LEAST}agent {{ join_token = \"the-token\" }}\nplugins {{ NodeAttestor \"sshpop\" {{ }} }}"
         ));

@@ -260,6 +260,18 @@ pub(super) const KEYS: &[Key] = &[
         "PEM with the certificate authorities of an https `token_url`. Absent: those of the system.",
     ),
     key(
+        "node_attestor.k8s_psat.cluster",
+        TEXT,
+        Required,
+        "What the server calls the Kubernetes cluster that the agent runs in.",
+    ),
+    key(
+        "node_attestor.k8s_psat.token_path",
+        PATH,
+        Is("/var/run/secrets/tokens/spire-agent"),
+        "The file with the token that is projected into the agent's pod; read at each attestation.",
+    ),
+    key(
         "workload_api.socket",
         PATH,
         Is("/tmp/bonafide-agent/public/api.sock"),

@@ -193,6 +193,13 @@ pub enum NodeAttestorConfig {
     HttpChallenge(HttpChallengeConfig),
     /// By a token of an OpenID Connect issuer.
     Oidc(TokenSource),
+    /// By the token of the agent's pod in a Kubernetes cluster.
+    K8sPsat {
+        /// The server's name for the cluster.
+        cluster: String,
+        /// The file with the token.
+        token_path: PathBuf,
+    },
 }
 
 /// A device identity in a TPM.
@@ -277,6 +284,7 @@ impl std::fmt::Debug for NodeAttestorConfig {
             Self::TpmDevId(_) => "TpmDevId",
             Self::HttpChallenge(_) => "HttpChallenge",
             Self::Oidc(_) => "Oidc",
+            Self::K8sPsat { .. } => "K8sPsat",
         })
     }
 }
@@ -465,7 +473,7 @@ fn bootstrap(raw: raw::Bootstrap, problems: &mut Problems<'_>) -> Option<Bootstr
 }
 
 fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<NodeAttestorConfig> {
-    let raw::NodeAttestor { join_token, x509pop, sshpop, tpm_devid, http_challenge, oidc } = raw;
+    let raw::NodeAttestor { join_token, x509pop, sshpop, tpm_devid, http_challenge, oidc, k8s_psat } = raw;
     let given = [
         join_token.is_some(),
         x509pop.is_some(),
@@ -473,12 +481,13 @@ fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<
         tpm_devid.is_some(),
         http_challenge.is_some(),
         oidc.is_some(),
+        k8s_psat.is_some(),
     ];
     match given.iter().filter(|given| **given).count() {
         0 => {
             problems.push(
                 "node_attestor",
-                "give one table: [node_attestor.join_token], x509pop, sshpop, tpm_devid, http_challenge or oidc",
+                "give one table: [node_attestor.join_token], x509pop, sshpop, tpm_devid, http_challenge, oidc or k8s_psat",
             );
             return None;
         }
@@ -493,7 +502,8 @@ fn node_attestor(raw: raw::NodeAttestor, problems: &mut Problems<'_>) -> Option<
         .or(sshpop.map(|raw| Some(attestors::sshpop(raw))))
         .or(tpm_devid.map(|raw| attestors::tpm_devid(raw, problems)))
         .or(http_challenge.map(|raw| attestors::http_challenge(raw, problems)))
-        .or(oidc.map(|raw| attestors::oidc(raw, problems)))?
+        .or(oidc.map(|raw| attestors::oidc(raw, problems)))
+        .or(k8s_psat.map(|raw| attestors::k8s_psat(raw, problems)))?
 }
 
 fn gpu_evidence(raw: raw::GpuEvidence, problems: &mut Problems<'_>) -> Option<GpuEvidenceConfig> {

@@ -75,6 +75,7 @@ table! {
         tpm_devid: Option<TpmDevId>,
         http_challenge: Option<HttpChallenge>,
         oidc: Option<Oidc>,
+        k8s_psat: Option<K8sPsat>,
     }
 }
 
@@ -136,6 +137,13 @@ table! {
     WorkloadApi {
         socket: Option<PathBuf>,
         enabled: Option<bool>,
+    }
+}
+
+table! {
+    K8sPsat {
+        cluster: Option<String>,
+        token_path: Option<PathBuf>,
     }
 }
 
@@ -273,6 +281,7 @@ impl Raw {
                 tpm_devid: Some(TpmDevId::default()),
                 http_challenge: Some(HttpChallenge::default()),
                 oidc: Some(Oidc::default()),
+                k8s_psat: Some(K8sPsat::default()),
             },
             workload_attestor: WorkloadAttestor {
                 unix: Some(Unix::default()),

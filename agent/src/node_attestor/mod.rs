@@ -6,6 +6,7 @@
 
 pub mod http_challenge;
 pub mod join_token;
+pub mod k8s_psat;
 pub mod oidc;
 pub mod sshpop;
 pub mod tpm_devid;

@@ -3,6 +3,7 @@
 //! The token comes from a file, as a cluster projects it, or from a URL, as the metadata services of clouds hand it out. It is
 //! obtained anew for each attestation, since a token is good for one. Running a command for it is not supported.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,19 +39,22 @@ impl NodeAttestor for Oidc {
 
     async fn begin(&self) -> Result<Box<dyn Attempt>, NodeAttestError> {
         let token = match &self.source {
-            TokenSource::File(path) => {
-                let content = read(path)?;
-                let text = std::str::from_utf8(&content).map(str::trim).unwrap_or_default();
-                if !is_token(text) {
-                    return Err(NodeAttestError::Unusable { path: path.clone(), problem: "holds no token" });
-                }
-                Zeroizing::new(text.to_owned())
-            }
+            TokenSource::File(path) => from_file(path)?,
             TokenSource::Url(source) => from_url(source).await?,
         };
         let payload = serde_json::to_vec(&Payload { token: &token }).expect("a text is JSON");
         Ok(Box::new(Presented(Zeroizing::new(payload))))
     }
+}
+
+/// The token in a file.
+pub(super) fn from_file(path: &Path) -> Result<Zeroizing<String>, NodeAttestError> {
+    let content = read(path)?;
+    let text = std::str::from_utf8(&content).map(str::trim).unwrap_or_default();
+    if !is_token(text) {
+        return Err(NodeAttestError::Unusable { path: path.to_owned(), problem: "holds no token" });
+    }
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 async fn from_url(source: &TokenUrl) -> Result<Zeroizing<String>, NodeAttestError> {
@@ -92,7 +96,8 @@ fn is_token(text: &str) -> bool {
         && text.split('.').filter(|part| !part.is_empty()).count() == 3
 }
 
-struct Presented(Zeroizing<Vec<u8>>);
+/// A payload that says everything.
+pub(super) struct Presented(pub(super) Zeroizing<Vec<u8>>);
 
 impl Attempt for Presented {
     fn payload(&self) -> Zeroizing<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! The settings of the node attestors that have more than a switch.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use bonafide_pki::JwsAlgorithm;
@@ -10,12 +10,16 @@ use bonafide_runtime::config::{HumanDuration, Problems};
 use http::Uri;
 use regex::RegexBuilder;
 
-use super::raw::{RawGpuEvidence, RawHttpChallenge, RawIssuer, RawOidc, RawSshPop, RawTpmDevId};
+use super::raw::{
+    RawGpuEvidence, RawHttpChallenge, RawIssuer, RawK8sPsat, RawOidc, RawPsatCluster, RawSshPop, RawTpmDevId,
+};
 use super::{SshPopSettings, TpmDevIdSettings};
 use crate::gpu_evidence::GpuEvidenceSettings;
+use crate::kubernetes::Access;
 use crate::node_attestor::http_challenge::HttpChallengeSettings;
+use crate::node_attestor::k8s_psat::{ClusterSettings, Proof};
 use crate::node_attestor::oidc::claims::{ClaimPath, Pattern};
-use crate::node_attestor::oidc::{self, IssuerSettings, KeySource, acceptable};
+use crate::node_attestor::oidc::{self, IssuerSettings, KeySettings, KeySource, acceptable};
 use crate::node_attestor::sshpop;
 
 pub(super) fn sshpop(raw: RawSshPop, problems: &mut Problems<'_>) -> Option<SshPopSettings> {
@@ -177,7 +181,7 @@ fn issuer(raw: RawIssuer, key: &str, problems: &mut Problems<'_>) -> Option<Issu
         of("audiences"),
         "is required: what tokens for this server have in aud",
     );
-    let keys = keys(url.as_deref(), raw.jwks_path, raw.jwks_url, key, problems);
+    let keys = keys((url.as_deref(), "url"), raw.jwks_path, raw.jwks_url, key, problems);
     if let Some(KeySource::File(_)) = keys {
         let unused = [
             ("ca_path", raw.ca_path.is_some()),
@@ -201,15 +205,9 @@ fn issuer(raw: RawIssuer, key: &str, problems: &mut Problems<'_>) -> Option<Issu
             names.iter().enumerate().map(parse).collect()
         }
     };
-    let mut bounded = |name: &str, value: Option<HumanDuration>, default, least: u64, most: u64| {
-        let value = value.map_or(Duration::from_secs(default), |HumanDuration(value)| value);
-        let fits = (Duration::from_secs(least)..=Duration::from_secs(most)).contains(&value);
-        problems.check(fits, of(name), format!("must be from {least}s to {most}s"));
-        value
-    };
-    let leeway = bounded("leeway", raw.leeway, 60, 0, 300);
-    let max_age = bounded("max_age", raw.max_age, 3600, 1, 86_400);
-    let refresh = bounded("refresh", raw.refresh, 3600, 60, 86_400);
+    let leeway = bounded(problems, of("leeway"), raw.leeway, 60, 0, 300);
+    let max_age = bounded(problems, of("max_age"), raw.max_age, 3600, 1, 86_400);
+    let refresh = bounded(problems, of("refresh"), raw.refresh, 3600, 60, 86_400);
     let mut path = |name: &str, text: &str| problems.take(of(name), ClaimPath::parse(text));
     let required_claims: Option<Vec<_>> = raw
         .required_claims
@@ -255,8 +253,146 @@ fn issuer(raw: RawIssuer, key: &str, problems: &mut Problems<'_>) -> Option<Issu
     })
 }
 
+/// A duration in seconds, with its default and its limits.
+fn bounded(
+    problems: &mut Problems<'_>,
+    key: String,
+    value: Option<HumanDuration>,
+    default: u64,
+    least: u64,
+    most: u64,
+) -> Duration {
+    let value = value.map_or(Duration::from_secs(default), |HumanDuration(value)| value);
+    let fits = (Duration::from_secs(least)..=Duration::from_secs(most)).contains(&value);
+    problems.check(fits, key, format!("must be from {least}s to {most}s"));
+    value
+}
+
+pub(super) fn k8s_psat(raw: RawK8sPsat, problems: &mut Problems<'_>) -> Option<Vec<ClusterSettings>> {
+    const KEY: &str = "node_attestor.k8s_psat.clusters";
+    problems.check(!raw.clusters.is_empty(), KEY, "is required: a table for each cluster");
+    let read = raw.clusters.into_iter().map(|(name, raw)| psat_cluster(name, raw, KEY, problems));
+    read.collect::<Vec<_>>().into_iter().collect()
+}
+
+fn psat_cluster(
+    name: String,
+    raw: RawPsatCluster,
+    key: &str,
+    problems: &mut Problems<'_>,
+) -> Option<ClusterSettings> {
+    let key = format!("{key}.{name}");
+    let of = |name: &str| format!("{key}.{name}");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    problems.check(
+        name.chars().all(plain) && name.len() <= 128 && !["", ".", ".."].contains(&name.as_str()),
+        &key,
+        "a cluster's name may have letters, digits, -, _ and . only: it becomes a part of agent IDs",
+    );
+    problems.check(
+        !raw.service_account_allow_list.is_empty(),
+        of("service_account_allow_list"),
+        "is required: the agents' service accounts, as \"namespace:name\"",
+    );
+    for (at, account) in raw.service_account_allow_list.iter().enumerate() {
+        let parts: Vec<&str> = account.split(':').collect();
+        problems.check(
+            parts.len() == 2 && parts.iter().all(|part| !part.is_empty()),
+            of(&format!("service_account_allow_list[{at}]")),
+            format!("{account:?} is not \"namespace:name\""),
+        );
+    }
+    let audiences = raw.audience.unwrap_or_else(|| vec!["spire-server".to_owned()]);
+    let access = |file: Option<std::path::PathBuf>| file.map_or(Access::InCluster, Access::KubeConfig);
+    let proof = match raw.issuer {
+        None => {
+            for (name, given) in [
+                ("jwks_path", raw.jwks_path.is_some()),
+                ("jwks_url", raw.jwks_url.is_some()),
+                ("ca_path", raw.ca_path.is_some()),
+                ("fetch_token_path", raw.fetch_token_path.is_some()),
+                ("refresh", raw.refresh.is_some()),
+                ("max_age", raw.max_age.is_some()),
+                ("ask_api_server", raw.ask_api_server.is_some()),
+            ] {
+                problems.check(
+                    !given,
+                    of(name),
+                    "has no effect without issuer: the API server verifies tokens",
+                );
+            }
+            Some(Proof::TokenReview(access(raw.kube_config_file)))
+        }
+        Some(url) => {
+            problems.check(
+                !audiences.is_empty() && audiences.iter().all(|audience| !audience.is_empty()),
+                of("audience"),
+                "is required with issuer: what tokens for this server have in aud",
+            );
+            let of_file = raw.jwks_path.is_some();
+            for (name, given) in [
+                ("ca_path", raw.ca_path.is_some()),
+                ("fetch_token_path", raw.fetch_token_path.is_some()),
+                ("refresh", raw.refresh.is_some()),
+            ] {
+                problems.check(
+                    !of_file || !given,
+                    of(name),
+                    "has no effect with jwks_path: nothing is fetched",
+                );
+            }
+            let source = keys((Some(&url), "issuer"), raw.jwks_path, raw.jwks_url, &key, problems);
+            let refresh = bounded(problems, of("refresh"), raw.refresh, 3600, 60, 86_400);
+            let max_age = bounded(problems, of("max_age"), raw.max_age, 86_400, 60, 172_800);
+            let asked = raw.ask_api_server.unwrap_or(raw.kube_config_file.is_some());
+            problems.check(
+                asked || raw.kube_config_file.is_none(),
+                of("kube_config_file"),
+                "has no effect with ask_api_server = false",
+            );
+            for (name, labels) in [
+                ("allowed_node_label_keys", &raw.allowed_node_label_keys),
+                ("allowed_pod_label_keys", &raw.allowed_pod_label_keys),
+            ] {
+                let text = "needs the API server, which alone knows labels: set ask_api_server = true";
+                problems.check(asked || labels.is_empty(), of(name), text);
+            }
+            let algorithms = vec![
+                JwsAlgorithm::Rs256,
+                JwsAlgorithm::Rs384,
+                JwsAlgorithm::Rs512,
+                JwsAlgorithm::Es256,
+                JwsAlgorithm::Es384,
+            ];
+            let leeway = Duration::from_secs(60);
+            source.map(|source| Proof::Keys {
+                keys: Box::new(KeySettings {
+                    name: name.clone(),
+                    url,
+                    source,
+                    ca_path: raw.ca_path,
+                    fetch_token_path: raw.fetch_token_path,
+                    refresh,
+                }),
+                rules: TokenRules { audiences: audiences.clone(), algorithms, leeway, max_age },
+                alive: asked.then(|| access(raw.kube_config_file)),
+            })
+        }
+    };
+    let set = |list: Vec<String>| list.into_iter().collect::<BTreeSet<_>>();
+    Some(ClusterSettings {
+        name,
+        service_accounts: set(raw.service_account_allow_list),
+        audiences,
+        node_labels: set(raw.allowed_node_label_keys),
+        pod_labels: set(raw.allowed_pod_label_keys),
+        agent_per_pod: raw.use_pod_uid_for_agent_id.unwrap_or(false),
+        proof: proof?,
+    })
+}
+
 fn keys(
-    issuer: Option<&str>,
+    (issuer, issuer_key): (Option<&str>, &str),
     path: Option<std::path::PathBuf>,
     url: Option<String>,
     key: &str,
@@ -276,7 +412,7 @@ fn keys(
         (None, Some(url)) => parse("jwks_url", &url).map(KeySource::Url),
         (None, None) => {
             let document = format!("{}/.well-known/openid-configuration", issuer?.trim_end_matches('/'));
-            parse("url", &document).map(KeySource::Discovery)
+            parse(issuer_key, &document).map(KeySource::Discovery)
         }
     }
 }
@@ -324,6 +460,52 @@ mod tests {
             let found = with(text);
             assert_eq!(found.len(), 1, "{text}: {found:?}");
             assert!(found[0].starts_with(start), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_told_all_that_is_wrong_with_it() {
+        const KEY: &str = "node_attestor.k8s_psat.clusters";
+        let table = |name: &str, text: &str| {
+            format!("[{KEY}.{name}]\nservice_account_allow_list = [\"a:b\"]\n{text}\n")
+        };
+        let with = |text: &str| problems(&table("prod", text));
+        for good in [
+            "",
+            "audience = []",
+            "kube_config_file = \"/k\"\nallowed_node_label_keys = [\"x\"]\nuse_pod_uid_for_agent_id = true",
+            "issuer = \"https://issuer.test\"",
+            "issuer = \"kubernetes/serviceaccount\"\njwks_path = \"/x\"",
+            "issuer = \"https://issuer.test\"\nask_api_server = true\nallowed_pod_label_keys = [\"x\"]",
+        ] {
+            assert_eq!(with(good), [""; 0], "{good}");
+        }
+        for (text, start) in [
+            ("jwks_path = \"/x\"", "jwks_path: has no effect without issuer"),
+            ("ask_api_server = true", "ask_api_server: has no effect without issuer"),
+            ("issuer = \"issuer.test\"", "issuer: must be an https URL"),
+            ("issuer = \"https://i.test\"\naudience = []", "audience: is required with issuer"),
+            ("issuer = \"x\"\njwks_path = \"/x\"\nrefresh = \"1h\"", "refresh: has no effect with jwks_path"),
+            ("issuer = \"https://i.test\"\nmax_age = \"3d\"", "max_age: must be from"),
+            (
+                "issuer = \"https://i.test\"\nkube_config_file = \"/k\"\nask_api_server = false",
+                "kube_config_file: has no effect with",
+            ),
+            (
+                "issuer = \"https://i.test\"\nallowed_node_label_keys = [\"x\"]",
+                "allowed_node_label_keys: needs the API server",
+            ),
+        ] {
+            let found = with(text);
+            assert_eq!(found.len(), 1, "{text}: {found:?}");
+            assert!(found[0].starts_with(&format!("{KEY}.prod.{start}")), "{text}: {found:?}");
+        }
+        let found = problems(&table("\"a/b\"", ""));
+        assert!(found[0].contains("a cluster's name may have letters"), "{found:?}");
+        let found = problems(&format!("[{KEY}.prod]\nservice_account_allow_list = [\"b\"]"));
+        assert!(found[0].starts_with(&format!("{KEY}.prod.service_account_allow_list[0]: ")), "{found:?}");
+        for none in ["[node_attestor.k8s_psat]", &format!("[{KEY}.prod]")] {
+            assert!(problems(none)[0].contains("is required"), "{none}");
         }
     }
 

@@ -32,10 +32,10 @@ const PROFILING: &str =
 const TELEMETRY: &str = "metrics are offered to Prometheus only, at listen.health_address under /metrics";
 const KEYS: &str = "keys are kept in a file or in memory only; the written configuration keeps them in a file, which may be \
                     weaker than what this plugin gave";
-const UPSTREAM: &str = "this upstream authority does not exist here: sign this server's CA with upstream_authority.disk, .spire or \
-                        .vault, or let it be self-signed";
+const UPSTREAM: &str = "this upstream authority does not exist here: sign this server's CA with upstream_authority.disk, .spire, .vault \
+                        or .cert_manager, or let it be self-signed";
 const ATTESTOR: &str = "this node attestor does not exist here: its agents must attest in another way and then have other SPIFFE IDs, \
-                        so entries below them need new parents. For Kubernetes, Google Cloud and Azure see node_attestor.oidc, for \
+                        so entries below them need new parents. For Google Cloud and Azure see node_attestor.oidc, for \
                         the rest x509pop, sshpop, tpm_devid, http_challenge and join tokens";
 const PUBLISHER: &str = "bundles are not published by the server: publish what `bonafide bundle show --format spiffe` prints, \
                          by a timer";
@@ -200,6 +200,14 @@ const ROWS: &[Row] = &[
         To(Bool, "node_attestor.http_challenge.allow_non_root_ports"),
     ),
     row("plugins.NodeAttestor.http_challenge.tofu", To(Bool, "node_attestor.http_challenge.tofu")),
+    row("plugins.NodeAttestor.k8s_psat", Used),
+    row("plugins.NodeAttestor.k8s_psat.clusters.*", Block),
+    row("plugins.NodeAttestor.k8s_psat.clusters.*.service_account_allow_list", Used),
+    row("plugins.NodeAttestor.k8s_psat.clusters.*.audience", Used),
+    row("plugins.NodeAttestor.k8s_psat.clusters.*.kube_config_file", Used),
+    row("plugins.NodeAttestor.k8s_psat.clusters.*.allowed_node_label_keys", Used),
+    row("plugins.NodeAttestor.k8s_psat.clusters.*.allowed_pod_label_keys", Used),
+    row("plugins.NodeAttestor.k8s_psat.clusters.*.use_pod_uid_for_agent_id", Used),
     row("plugins.NodeAttestor.*", Left(ATTESTOR)),
     row("plugins.UpstreamAuthority.disk", Used),
     row(
@@ -273,6 +281,27 @@ const ROWS: &[Row] = &[
         "plugins.UpstreamAuthority.vault.k8s_auth.token_path",
         To(Text, "upstream_authority.vault.kubernetes.token_path"),
     ),
+    row("plugins.UpstreamAuthority.cert-manager", Used),
+    row(
+        "plugins.UpstreamAuthority.cert-manager.kube_config_file",
+        To(Text, "upstream_authority.cert_manager.kube_config_file"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.cert-manager.namespace",
+        To(Text, "upstream_authority.cert_manager.namespace"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.cert-manager.issuer_name",
+        To(Text, "upstream_authority.cert_manager.issuer_name"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.cert-manager.issuer_kind",
+        To(Text, "upstream_authority.cert_manager.issuer_kind"),
+    ),
+    row(
+        "plugins.UpstreamAuthority.cert-manager.issuer_group",
+        To(Text, "upstream_authority.cert_manager.issuer_group"),
+    ),
     row("plugins.UpstreamAuthority.*", Left(UPSTREAM)),
     row("plugins.BundlePublisher.*", Left(PUBLISHER)),
     row("plugins.Notifier.*", Left(PUBLISHER)),
@@ -291,6 +320,7 @@ fn compose(import: &mut Import<'_>) {
     shared::health(import, "listen.health_address");
     x509pop(import);
     node_attestors(import);
+    k8s_psat(import);
     upstream(import);
     bundle_endpoint(import);
     federates_with(import);
@@ -469,9 +499,41 @@ fn node_attestors(import: &mut Import<'_>) {
     }
 }
 
+fn k8s_psat(import: &mut Import<'_>) {
+    const CLUSTERS: &str = "plugins.NodeAttestor.k8s_psat.clusters";
+    if !import.has("plugins.NodeAttestor.k8s_psat") {
+        return;
+    }
+    let names = import.names("plugins.NodeAttestor.k8s_psat.clusters.*");
+    if names.is_empty() {
+        import.moot("plugins.NodeAttestor.k8s_psat", "without clusters it attests nobody");
+    }
+    for name in names {
+        let block = format!("{CLUSTERS}.{name}");
+        let key = |setting: &str| format!("node_attestor.k8s_psat.clusters.{name:?}.{setting}");
+        for (setting, form) in [
+            ("service_account_allow_list", Texts),
+            ("audience", Texts),
+            ("kube_config_file", Text),
+            ("allowed_node_label_keys", Texts),
+            ("allowed_pod_label_keys", Texts),
+            ("use_pod_uid_for_agent_id", Bool),
+        ] {
+            let from = format!("{block}.{setting}");
+            match import.value(&from, form) {
+                Some(value) => import.set(&key(setting), value, &from, None),
+                None if setting == "service_account_allow_list" => import.refuse(&from, "is required"),
+                None => {}
+            }
+        }
+    }
+}
+
 fn upstream(import: &mut Import<'_>) {
     const SPIRE: &str = "plugins.UpstreamAuthority.spire";
-    let kinds = ["disk", "spire", "vault"].map(|kind| format!("plugins.UpstreamAuthority.{kind}"));
+    const CERT_MANAGER: &str = "plugins.UpstreamAuthority.cert-manager";
+    let kinds =
+        ["disk", "spire", "vault", "cert-manager"].map(|kind| format!("plugins.UpstreamAuthority.{kind}"));
     for second in kinds.iter().filter(|kind| import.has(kind)).skip(1).cloned().collect::<Vec<_>>() {
         import.refuse(&second, "there can be one UpstreamAuthority");
     }
@@ -490,6 +552,13 @@ fn upstream(import: &mut Import<'_>) {
     }
     if import.has("plugins.UpstreamAuthority.vault") {
         vault(import);
+    }
+    if import.has(CERT_MANAGER) {
+        for name in ["namespace", "issuer_name"] {
+            if !import.is_set(&format!("upstream_authority.cert_manager.{name}")) {
+                import.refuse(&format!("{CERT_MANAGER}.{name}"), "is required");
+            }
+        }
     }
 }
 
@@ -682,6 +751,8 @@ mod tests {
 
     use super::*;
     use crate::config::{BundleEndpointProfile, KeyManagerSettings, UpstreamSettings};
+    use crate::kubernetes::Access;
+    use crate::node_attestor::k8s_psat::Proof;
     use crate::store::EndpointProfile;
     use crate::upstream_authority::vault::VaultAuth;
 
@@ -798,7 +869,7 @@ mod tests {
               NodeAttestor "own" {{ plugin_cmd = "/bin/own" plugin_data {{}} }}
               NodeAttestor "x509pop" {{ plugin_data {{ ca_bundle_path = "c" agent_path_template = "/{{{{ .Foo }}}}" }} }}
               KeyManager "aws_kms" {{ plugin_data {{ region = "x" }} }}
-              UpstreamAuthority "cert-manager" {{ plugin_data {{ }} }}
+              UpstreamAuthority "gcp_cas" {{ plugin_data {{ }} }}
               BundlePublisher "aws_s3" {{ plugin_data {{ }} }}
               CredentialComposer "uniqueid" {{ }}
             }}"#
@@ -818,7 +889,7 @@ mod tests {
                 "plugins.NodeAttestor.aws_iid",
                 "plugins.NodeAttestor.own",
                 "plugins.NodeAttestor.x509pop.agent_path_template",
-                "plugins.UpstreamAuthority.cert-manager",
+                "plugins.UpstreamAuthority.gcp_cas",
                 "server.bind_address",
                 "server.experimental.feature_flags",
                 "server.experimental.require_pq_kem",
@@ -1028,6 +1099,50 @@ mod tests {
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].starts_with("server.conf:") && found[0].contains(part), "{part}: {found:?}");
         }
+    }
+
+    #[test]
+    fn clusters_are_carried() {
+        let with = |text: &str| attempt(&format!("{LEAST}plugins {{ {text} }}"));
+        let psat = |text: &str| with(&format!("NodeAttestor \"k8s_psat\" {{ plugin_data {{ {text} }} }}"));
+        let translation = psat(
+            r#"clusters = { "nodes.a" = { service_account_allow_list = ["spire:agent"] kube_config_file = "" }
+              pods = { service_account_allow_list = ["spire:a", "spire:b"] audience = [] kube_config_file = "/k" allowed_node_label_keys = ["n"]
+                allowed_pod_label_keys = ["p"] use_pod_uid_for_agent_id = true } }"#,
+        )
+        .unwrap();
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let config = Config::parse(&translation.text, Path::new("server.toml")).unwrap();
+        let [nodes, pods] = config.node_attestor.k8s_psat.as_slice() else { panic!("{}", translation.text) };
+        assert_eq!((nodes.name.as_str(), nodes.agent_per_pod), ("nodes.a", false));
+        assert_eq!(nodes.audiences, ["spire-server"]);
+        assert_eq!(nodes.proof, Proof::TokenReview(Access::InCluster));
+        assert_eq!(pods.proof, Proof::TokenReview(Access::KubeConfig("/k".into())));
+        assert!(pods.agent_per_pod && pods.audiences.is_empty() && pods.service_accounts.len() == 2);
+        assert!(pods.node_labels.contains("n") && pods.pod_labels.contains("p"));
+        let found = psat("clusters = { a = { } }").unwrap_err();
+        assert!(found[0].contains("service_account_allow_list: is required"), "{found:?}");
+        let none = psat("").unwrap();
+        assert!(Config::parse(&none.text, Path::new("x")).unwrap().node_attestor.k8s_psat.is_empty());
+
+        let upstream =
+            |text: &str| with(&format!("UpstreamAuthority \"cert-manager\" {{ plugin_data {{ {text} }} }}"));
+        let translation = upstream(
+            r#"issuer_name = "i" issuer_kind = "ClusterIssuer" issuer_group = "g" namespace = "n" kube_config_file = "/k""#,
+        )
+        .unwrap();
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let config = Config::parse(&translation.text, Path::new("server.toml")).unwrap();
+        let Some(UpstreamSettings::CertManager { access, issuer }) = config.upstream_authority else {
+            panic!()
+        };
+        assert_eq!(access, Access::KubeConfig("/k".into()));
+        assert_eq!(
+            [issuer.namespace, issuer.name, issuer.kind, issuer.group],
+            ["n", "i", "ClusterIssuer", "g"]
+        );
+        let found = upstream("issuer_name = \"i\"").unwrap_err();
+        assert!(found[0].contains("namespace: is required"), "{found:?}");
     }
 
     #[test]

@@ -25,17 +25,20 @@ use serde::Deserialize as _;
 
 pub use crate::federation::acme::AcmeSettings;
 use crate::gpu_evidence::GpuEvidenceSettings;
+use crate::kubernetes::Access;
 use crate::node_attestor::http_challenge::HttpChallengeSettings;
+use crate::node_attestor::k8s_psat::ClusterSettings;
 use crate::node_attestor::oidc::IssuerSettings;
 use crate::node_attestor::template::Template;
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
 use crate::upstream_authority::Address;
+use crate::upstream_authority::cert_manager::CertManagerIssuer;
 use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
 pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
-    Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
-    RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
+    Raw, RawAudit, RawAuthority, RawCertManager, RawKeyManager, RawListen, RawMemory, RawNodeAttestor,
+    RawPrune, RawStore, RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
 };
 
 /// Where the local administration socket lies when neither the configuration nor a flag says otherwise.
@@ -162,6 +165,13 @@ pub enum UpstreamSettings {
     },
     /// The PKI engine of HashiCorp Vault or OpenBao.
     Vault(VaultSettings),
+    /// cert-manager in a Kubernetes cluster.
+    CertManager {
+        /// The cluster.
+        access: Access,
+        /// Which issuer, and where requests are made.
+        issuer: CertManagerIssuer,
+    },
 }
 
 /// The PKI engine of HashiCorp Vault or OpenBao.
@@ -209,6 +219,8 @@ pub struct NodeAttestorSettings {
     pub oidc: Vec<IssuerSettings>,
     /// Evidence of GPUs, beside one of the others; `None` when it is not asked for.
     pub gpu_evidence: Option<GpuEvidenceSettings>,
+    /// Kubernetes clusters whose agents are accepted.
+    pub k8s_psat: Vec<ClusterSettings>,
 }
 
 /// SSH proof of possession.
@@ -566,10 +578,14 @@ fn key_manager(
 
 /// The one upstream authority that is configured, `None` inside when it has mistakes.
 fn upstream(raw: RawUpstream, problems: &mut Problems<'_>) -> Option<Option<UpstreamSettings>> {
-    let RawUpstream { disk, spire, vault } = raw;
-    let named =
-        [(disk.is_some(), "disk"), (spire.is_some(), "spire"), (vault.is_some(), "vault")].into_iter();
-    let named: Vec<&str> = named.filter(|(there, _)| *there).map(|(_, name)| name).collect();
+    let RawUpstream { disk, spire, vault, cert_manager } = raw;
+    let named = [
+        (disk.is_some(), "disk"),
+        (spire.is_some(), "spire"),
+        (vault.is_some(), "vault"),
+        (cert_manager.is_some(), "cert_manager"),
+    ];
+    let named: Vec<&str> = named.into_iter().filter(|(there, _)| *there).map(|(_, name)| name).collect();
     for other in named.iter().skip(1) {
         problems.push(
             format!("upstream_authority.{other}"),
@@ -579,7 +595,26 @@ fn upstream(raw: RawUpstream, problems: &mut Problems<'_>) -> Option<Option<Upst
     let disk = disk.map(|disk| upstream_disk(disk, problems));
     let spire = spire.map(|spire| upstream_spire(spire, problems));
     let vault = vault.map(|vault| upstream_vault(vault, problems));
-    disk.or(spire).or(vault)
+    let cert_manager = cert_manager.map(|cert_manager| upstream_cert_manager(cert_manager, problems));
+    disk.or(spire).or(vault).or(cert_manager)
+}
+
+fn upstream_cert_manager(raw: RawCertManager, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
+    const KEY: &str = "upstream_authority.cert_manager";
+    let mut text = |name: &str, value: Option<String>, default: Option<&str>| {
+        let value = value.or_else(|| default.map(str::to_owned));
+        let value = problems.required(format!("{KEY}.{name}"), value)?;
+        problems.check(!value.is_empty(), format!("{KEY}.{name}"), "must not be empty");
+        Some(value)
+    };
+    let namespace = text("namespace", raw.namespace, None);
+    let name = text("issuer_name", raw.issuer_name, None);
+    let kind = text("issuer_kind", raw.issuer_kind, Some("Issuer"));
+    let group = text("issuer_group", raw.issuer_group, Some("cert-manager.io"));
+    Some(UpstreamSettings::CertManager {
+        access: raw.kube_config_file.map_or(Access::InCluster, Access::KubeConfig),
+        issuer: CertManagerIssuer { namespace: namespace?, name: name?, kind: kind?, group: group? },
+    })
 }
 
 fn upstream_vault(raw: RawVault, problems: &mut Problems<'_>) -> Option<UpstreamSettings> {
@@ -713,6 +748,7 @@ fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<No
     let tpm_devid = raw.tpm_devid.map(|raw| attestors::tpm_devid(raw, problems));
     let http_challenge = raw.http_challenge.map(|raw| attestors::http_challenge(raw, problems));
     let oidc = raw.oidc.map(|raw| attestors::oidc(raw, problems));
+    let k8s_psat = raw.k8s_psat.map(|raw| attestors::k8s_psat(raw, problems));
     let gpu_evidence = raw.gpu_evidence.map(|raw| attestors::gpu_evidence(raw, problems));
     let join_token = raw.join_token.enabled.unwrap_or(true);
     let others = [
@@ -721,6 +757,7 @@ fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<No
         tpm_devid.is_some(),
         http_challenge.is_some(),
         oidc.is_some(),
+        k8s_psat.is_some(),
         join_token,
     ];
     problems.check(
@@ -737,6 +774,7 @@ fn node_attestor(raw: RawNodeAttestor, problems: &mut Problems<'_>) -> Option<No
         tpm_devid: tpm_devid.map_or(Some(None), |settings| settings.map(Some))?,
         http_challenge: http_challenge.map_or(Some(None), |settings| settings.map(Some))?,
         oidc: oidc.unwrap_or(Some(Vec::new()))?,
+        k8s_psat: k8s_psat.unwrap_or(Some(Vec::new()))?,
     })
 }
 
@@ -980,6 +1018,7 @@ mod tests {
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
              [node_attestor.sshpop]\n[node_attestor.tpm_devid]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
+             [node_attestor.k8s_psat.clusters.'\"<cluster>\"']\n[upstream_authority.cert_manager]\n\
              [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()

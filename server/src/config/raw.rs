@@ -87,6 +87,14 @@ raw! {
         disk: Option<RawUpstreamDisk>,
         spire: Option<RawUpstreamSpire>,
         vault: Option<RawVault>,
+        cert_manager: Option<RawCertManager>,
+    }
+    RawCertManager {
+        kube_config_file: Option<PathBuf>,
+        namespace: Option<String>,
+        issuer_name: Option<String>,
+        issuer_kind: Option<String>,
+        issuer_group: Option<String>,
     }
     RawVault {
         address: Option<String>,
@@ -140,6 +148,7 @@ raw! {
         tpm_devid: Option<RawTpmDevId>,
         http_challenge: Option<RawHttpChallenge>,
         oidc: Option<RawOidc>,
+        k8s_psat: Option<RawK8sPsat>,
         gpu_evidence: Option<RawGpuEvidence>,
     }
     RawGpuEvidence {
@@ -198,6 +207,25 @@ raw! {
         selectors: BTreeMap<String, String>,
         agent_path_template: Option<String>,
         reattestable: Option<bool>,
+    }
+    RawK8sPsat {
+        clusters: BTreeMap<String, RawPsatCluster>,
+    }
+    RawPsatCluster {
+        service_account_allow_list: Vec<String>,
+        audience: Option<Vec<String>>,
+        kube_config_file: Option<PathBuf>,
+        allowed_node_label_keys: Vec<String>,
+        allowed_pod_label_keys: Vec<String>,
+        use_pod_uid_for_agent_id: Option<bool>,
+        issuer: Option<String>,
+        jwks_path: Option<PathBuf>,
+        jwks_url: Option<String>,
+        ca_path: Option<PathBuf>,
+        fetch_token_path: Option<PathBuf>,
+        refresh: Option<HumanDuration>,
+        max_age: Option<HumanDuration>,
+        ask_api_server: Option<bool>,
     }
     RawRateLimit {
         attestation: Option<u32>,

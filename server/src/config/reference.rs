@@ -267,6 +267,32 @@ pub const FIELDS: &[Field] = &[
         "The file with the service account's token.",
     ),
     field(
+        "upstream_authority.cert_manager.kube_config_file",
+        "path",
+        "the cluster that the server runs in",
+        "cert-manager in a Kubernetes cluster, one of whose issuers signs this server's CA: the kubeconfig file for that cluster. The role \
+         needs `create`, `get`, `list` and `delete` of `certificaterequests.cert-manager.io` in the namespace.",
+    ),
+    field(
+        "upstream_authority.cert_manager.namespace",
+        "string",
+        "required",
+        "Where CertificateRequests are made.",
+    ),
+    field("upstream_authority.cert_manager.issuer_name", "string", "required", "The issuer."),
+    field(
+        "upstream_authority.cert_manager.issuer_kind",
+        "string",
+        "`Issuer`",
+        "Its kind, such as `ClusterIssuer`.",
+    ),
+    field(
+        "upstream_authority.cert_manager.issuer_group",
+        "string",
+        "`cert-manager.io`",
+        "The API group of its kind.",
+    ),
+    field(
         "store.driver",
         "`sled`, `redb` or `memory`",
         "`sled`",
@@ -520,6 +546,92 @@ pub const FIELDS: &[Field] = &[
         "true or false",
         "`true`",
         "Agents attest again with a fresh token. `false`: the first one with an ID is trusted and renews its SVID.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".service_account_allow_list",
+        "list of `namespace:name`",
+        "required",
+        "The service accounts whose pods are agents. The cluster's name is what agents have in `cluster`, and a part of their IDs.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".audience",
+        "list of strings",
+        "`[\"spire-server\"]`",
+        "A token must have one of these in `aud`. An empty list means the API server's own audiences.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".kube_config_file",
+        "path",
+        "the cluster that the server runs in",
+        "The kubeconfig file for the cluster. With `issuer`, nothing is asked unless this or `ask_api_server` is set.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".allowed_node_label_keys",
+        "list of strings",
+        "none",
+        "Labels of the node that become selectors `k8s_psat:agent_node_label:<key>:<value>`.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".allowed_pod_label_keys",
+        "list of strings",
+        "none",
+        "Labels of the agent's pod that become selectors `k8s_psat:agent_pod_label:<key>:<value>`.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".use_pod_uid_for_agent_id",
+        "true or false",
+        "`false`",
+        "Each pod is an agent, `/k8s_psat/<cluster>/pod/<pod UID>`, in place of each node.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".issuer",
+        "URL or text",
+        "none: TokenReview",
+        "The `iss` claim of the cluster's tokens (`--service-account-issuer`), to the letter. With it tokens are verified here, with the \
+         cluster's keys, and no right in the cluster is needed. Not in SPIRE, like all keys that follow.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".jwks_path",
+        "path",
+        "none",
+        "A file with the cluster's JSON Web Key Set (`kubectl get --raw /openid/v1/jwks`). It is read again while tokens come in, at most \
+         every 10 s.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".jwks_url",
+        "https URL",
+        "found by OpenID Connect Discovery at `issuer`",
+        "Where the key set is fetched from.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".ca_path",
+        "path",
+        "those of the system",
+        "PEM with the certificate authorities of the servers that keys are fetched from.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".fetch_token_path",
+        "path",
+        "none",
+        "A file with a bearer token to show when fetching; read each time.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".refresh",
+        "duration",
+        "`1h`",
+        "How long fetched keys are used before they are fetched again, `1m` to `24h`.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".max_age",
+        "duration",
+        "`24h`",
+        "How long ago a token may have been issued (`iat`), `1m` to `48h`. The kubelet renews tokens at 80 % of their life, and after a day.",
+    ),
+    field(
+        "node_attestor.k8s_psat.clusters.\"<cluster>\".ask_api_server",
+        "true or false",
+        "`true` with `kube_config_file`",
+        "With `issuer`: the API server is asked as well whether the token's pod and node are there, and what labels they have.",
     ),
     field(
         "ratelimit.attestation",

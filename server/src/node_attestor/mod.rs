@@ -7,6 +7,7 @@
 pub mod http_challenge;
 pub mod join_token;
 mod json;
+pub mod k8s_psat;
 pub mod oidc;
 pub mod sshpop;
 pub mod template;

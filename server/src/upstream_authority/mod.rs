@@ -8,6 +8,7 @@
 //! files, Vault and cert-manager are asked anyway.
 
 mod address;
+pub mod cert_manager;
 pub mod disk;
 pub mod spire;
 pub mod vault;

@@ -8,6 +8,7 @@ mod entries;
 mod federation;
 mod gpu_evidence;
 mod harness;
+mod k8s_psat;
 mod lifecycle;
 mod local;
 mod local_authority;

@@ -1,5 +1,6 @@
 //! Authorities: rotation over time, restarts at every point, lost keys, upstream files.
 
+mod cert_manager;
 pub(super) mod upstream;
 mod vault;
 

@@ -3,4 +3,5 @@
 
 mod api;
 mod authority;
+mod kubernetes;
 mod store;

@@ -16,8 +16,6 @@ use http::{HeaderValue, Uri, header};
 use serde::Deserialize;
 use tokio_rustls::rustls::ClientConfig;
 
-use super::IssuerSettings;
-
 /// Where keys come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
@@ -27,6 +25,23 @@ pub enum KeySource {
     Url(Uri),
     /// The issuer's own documents (OpenID Connect Discovery 1.0, section 4).
     Discovery(Uri),
+}
+
+/// An issuer, and how its keys are had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySettings {
+    /// What the issuer is called in messages.
+    pub name: String,
+    /// The `iss` claim of its tokens, to the letter.
+    pub url: String,
+    /// Where its keys come from.
+    pub source: KeySource,
+    /// PEM of the authorities that verify its server, in place of the system's.
+    pub ca_path: Option<PathBuf>,
+    /// A file with a token that is shown when keys are fetched.
+    pub fetch_token_path: Option<PathBuf>,
+    /// How long fetched keys are used before they are fetched anew.
+    pub refresh: Duration,
 }
 
 /// Why there are no keys.
@@ -63,7 +78,7 @@ pub enum KeysError {
 }
 
 /// The keys of one issuer.
-pub(super) struct Keys {
+pub(in crate::node_attestor) struct Keys {
     name: String,
     url: String,
     source: KeySource,
@@ -110,7 +125,7 @@ impl Kept {
 
 impl Keys {
     /// Reads the files that there are.
-    pub(super) fn new(settings: &IssuerSettings) -> Result<Self, KeysError> {
+    pub(in crate::node_attestor) fn new(settings: &KeySettings) -> Result<Self, KeysError> {
         let issuer = settings.name.clone();
         let read = |path: &Path| {
             std::fs::read(path).map_err(|source| KeysError::Read {
@@ -119,7 +134,7 @@ impl Keys {
                 source,
             })
         };
-        if let KeySource::File(path) = &settings.keys {
+        if let KeySource::File(path) = &settings.source {
             OidcKeys::parse(&read(path)?).map_err(|source| KeysError::KeySet {
                 issuer: issuer.clone(),
                 path: path.clone(),
@@ -131,7 +146,7 @@ impl Keys {
         }
         let secure = |url: &Uri| url.scheme_str() == Some("https");
         let needs_tls =
-            matches!(&settings.keys, KeySource::Url(url) | KeySource::Discovery(url) if secure(url));
+            matches!(&settings.source, KeySource::Url(url) | KeySource::Discovery(url) if secure(url));
         let tls = if needs_tls {
             let (path, roots) = match &settings.ca_path {
                 Some(path) => (path.clone(), read(path)?),
@@ -150,18 +165,22 @@ impl Keys {
         Ok(Self {
             name: issuer,
             url: settings.url.clone(),
-            source: settings.keys.clone(),
+            source: settings.source.clone(),
             tls,
             fetch_token: settings.fetch_token_path.clone(),
             // A file costs nothing to read again.
-            refresh: if matches!(settings.keys, KeySource::File(_)) { BETWEEN } else { settings.refresh },
+            refresh: if matches!(settings.source, KeySource::File(_)) { BETWEEN } else { settings.refresh },
             kept: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
         })
     }
 
     /// The keys, with the one that is named among them if the issuer has it. The text says why there are none at all.
-    pub(super) async fn for_key(&self, key_id: &str, now: Timestamp) -> Result<Arc<OidcKeys>, String> {
+    pub(in crate::node_attestor) async fn for_key(
+        &self,
+        key_id: &str,
+        now: Timestamp,
+    ) -> Result<Arc<OidcKeys>, String> {
         if self.kept().step(key_id, self.refresh, now) == Step::Fetch {
             let _one_at_a_time = self.fetching.lock().await;
             // Another may have done it meanwhile.
@@ -179,6 +198,11 @@ impl Keys {
             }
         }
         self.kept().keys.ok_or_else(|| "they could not be fetched yet".to_owned())
+    }
+
+    /// The `iss` claim of the issuer's tokens.
+    pub(in crate::node_attestor) fn issuer(&self) -> &str {
+        &self.url
     }
 
     fn kept(&self) -> Kept {

@@ -22,8 +22,8 @@ use serde::Deserialize;
 use super::template::{Field, FieldKind, Output, Template, TemplateError, Value};
 use super::{Attempt, AttestError, Attested, Conversation, NodeAttestor, Spent};
 use claims::{ClaimPath, Pattern, text, texts};
-use keys::Keys;
-pub use keys::{KeySource, KeysError, acceptable};
+pub(super) use keys::Keys;
+pub use keys::{KeySettings, KeySource, KeysError, acceptable};
 
 /// The attestor's name and the type of its selectors.
 pub const NAME: &str = "oidc";
@@ -53,6 +53,19 @@ pub struct IssuerSettings {
     pub agent_path_template: Template,
     /// Whether an agent may attest again with a fresh token.
     pub reattestable: bool,
+}
+
+impl IssuerSettings {
+    fn key_settings(&self) -> KeySettings {
+        KeySettings {
+            name: self.name.clone(),
+            url: self.url.clone(),
+            source: self.keys.clone(),
+            ca_path: self.ca_path.clone(),
+            fetch_token_path: self.fetch_token_path.clone(),
+            refresh: self.refresh,
+        }
+    }
 }
 
 /// The names that an agent path template may use.
@@ -90,7 +103,7 @@ impl Oidc {
     /// A file cannot be used.
     pub fn new(trust_domain: TrustDomain, issuers: Vec<IssuerSettings>) -> Result<Self, KeysError> {
         let issuer = |settings: IssuerSettings| {
-            let keys = Keys::new(&settings)?;
+            let keys = Keys::new(&settings.key_settings())?;
             Ok(Issuer { settings, keys })
         };
         Ok(Self { trust_domain, issuers: issuers.into_iter().map(issuer).collect::<Result<_, KeysError>>()? })
@@ -101,7 +114,7 @@ impl Oidc {
     /// # Errors
     /// The first that cannot.
     pub fn check(issuers: &[IssuerSettings]) -> Result<(), KeysError> {
-        issuers.iter().try_for_each(|settings| Keys::new(settings).map(drop))
+        issuers.iter().try_for_each(|settings| Keys::new(&settings.key_settings()).map(drop))
     }
 
     fn issuer(&self, token: &OidcToken<'_>) -> Result<&Issuer, AttestError> {

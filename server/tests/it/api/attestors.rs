@@ -28,8 +28,9 @@ use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use super::harness::*;
+use crate::kubernetes::double::Double;
 
-fn no_challenge(_: Vec<u8>) -> Vec<u8> {
+pub(super) fn no_challenge(_: Vec<u8>) -> Vec<u8> {
     panic!("there is no challenge")
 }
 
@@ -60,15 +61,19 @@ async fn every_attestor_keeps_the_rules() {
     if !keygen(files.path(), &["-N", "", "-t", "ed25519", "-f", "ca"]) {
         return;
     }
+    let cluster = Double::start().await;
     let root = file("root.pem", pem::encode("CERTIFICATE", roots.root()).as_bytes());
     let machine = super::tpm::Machine::new();
     let keys = format!("jwks_path = \"{}\"", file("keys.json", issuer.key_set().as_bytes()));
     let section = format!(
         "[node_attestor.x509pop]\nca_bundle_path = \"{root}\"\n\
          [node_attestor.sshpop]\ncert_authorities_path = \"{}\"\n\
-         [node_attestor.http_challenge]\nallow_local_addresses = true\n{}{}",
+         [node_attestor.http_challenge]\nallow_local_addresses = true\n{}\
+         [node_attestor.k8s_psat.clusters.prod]\nservice_account_allow_list = [\"spire:agent\"]\n\
+         audience = [\"bonafide\"]\nkube_config_file = \"{}\"\n{}",
         files.path().join("ca.pub").display(),
         machine.section(&files),
+        cluster.kubeconfig(files.path()).display(),
         issuer_section(&keys, ""),
     );
     let server = TestServer::start_in(TempDir::new().unwrap(), clock.clone(), &section).await;
@@ -135,6 +140,18 @@ async fn every_attestor_keeps_the_rules() {
                 oidc_payload(
                     &issuer.token(&claims(&clock, |claims| claims["jti"] = number.to_string().into())),
                 )
+            }),
+            answer: Box::new(no_challenge),
+            spent_by_showing: false,
+            reattestable: true,
+        },
+        Candidate {
+            attestor: "k8s_psat",
+            payload: Box::new(|| {
+                let claims = claims(&clock, |_| {});
+                let token = issuer.token(&claims);
+                cluster.admit(&token, &claims);
+                json!({ "cluster": "prod", "token": token }).to_string().into_bytes()
             }),
             answer: Box::new(no_challenge),
             spent_by_showing: false,
@@ -725,23 +742,23 @@ async fn the_first_agent_of_a_host_is_trusted_until_it_is_deleted() {
 // oidc
 
 /// An issuer of tokens: a key, and claims that can be anything.
-struct Issuer {
+pub(super) struct Issuer {
     key: PrivateKey,
     key_id: String,
 }
 
 impl Issuer {
-    fn new(key_id: &str) -> Self {
+    pub(super) fn new(key_id: &str) -> Self {
         Self { key: PrivateKey::generate(KeyType::EcP256).unwrap(), key_id: key_id.to_owned() }
     }
 
-    fn key_set(&self) -> String {
+    pub(super) fn key_set(&self) -> String {
         let mut jwk = serde_json::to_value(jwk::public_key_to_jwk(self.key.public_key())).unwrap();
         jwk["kid"] = self.key_id.clone().into();
         json!({ "keys": [jwk] }).to_string()
     }
 
-    fn token(&self, claims: &Value) -> String {
+    pub(super) fn token(&self, claims: &Value) -> String {
         let header = json!({ "alg": "ES256", "kid": self.key_id }).to_string();
         let encode = |text: &str| BASE64URL_NOPAD.encode(text.as_bytes());
         let signed = format!("{}.{}", encode(&header), encode(&claims.to_string()));
@@ -757,13 +774,14 @@ impl Issuer {
     }
 }
 
-const URL: &str = "https://cluster.test";
+pub(super) const URL: &str = "https://cluster.test";
 
-fn claims(clock: &ManualClock, change: impl FnOnce(&mut Value)) -> Value {
+pub(super) fn claims(clock: &ManualClock, change: impl FnOnce(&mut Value)) -> Value {
     let now = clock.now().unix_seconds();
     let mut claims = json!({
         "iss": URL, "aud": ["bonafide"], "sub": "system:serviceaccount:spire:agent", "iat": now, "exp": now + 600,
-        "kubernetes.io": { "namespace": "spire", "node": { "name": "node_1", "uid": "u-1" }, "pod": { "name": "p", "uid": "p-1" } },
+        "kubernetes.io": { "namespace": "spire", "node": { "name": "node_1", "uid": "u-1" }, "pod": { "name": "p", "uid": "p-1" },
+            "serviceaccount": { "name": "agent", "uid": "sa-1" } },
         "groups": ["a", "b", "a"],
     });
     change(&mut claims);

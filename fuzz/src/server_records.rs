@@ -191,6 +191,7 @@ fn config(path: &Path) -> StoreConfig {
         path: path.to_owned(),
         cache_bytes: 1 << 20,
         trust_domain: trust_domain(),
+        postgres: None,
     }
 }
 

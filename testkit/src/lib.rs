@@ -7,9 +7,11 @@
 mod authority;
 mod builders;
 mod clock;
+pub mod postgres;
 mod random;
 
 pub use authority::{TestAuthority, TestLeaf};
 pub use builders::{EntryBuilder, NodeBuilder, agent_id, bundle, id, selectors, trust_domain};
 pub use clock::ManualClock;
+pub use postgres::{Forwarder, Postgres};
 pub use random::SeededRandom;

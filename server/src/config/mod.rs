@@ -26,12 +26,13 @@ use crate::node_attestor::http_challenge::HttpChallengeSettings;
 use crate::node_attestor::oidc::IssuerSettings;
 use crate::node_attestor::template::Template;
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
-use crate::store::DriverKind;
+use crate::store::{ConnectionSecret, DriverKind, PostgresConfig, kv};
 use crate::upstream_authority::Address;
 use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
 pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
-    Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
+    Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPostgres, RawPrune,
+    RawStore,
     RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
 };
 
@@ -183,6 +184,8 @@ pub struct StoreSettings {
     pub path: PathBuf,
     /// Memory that the driver may use as cache, in bytes.
     pub cache_bytes: u64,
+    /// The database that a group of servers shares; for the driver `postgres` only.
+    pub postgres: Option<PostgresConfig>,
 }
 
 /// How nodes prove what they are.
@@ -665,12 +668,75 @@ fn store(raw: RawStore, data_dir: &Path, problems: &mut Problems<'_>) -> Option<
     problems.check((1..=1 << 20).contains(&cache_mib), "store.cache_mib", "must be from 1 to 1048576");
     let default = match driver {
         DriverKind::Redb => "store.redb",
-        DriverKind::Sled | DriverKind::Memory => "store",
+        DriverKind::Sled | DriverKind::Memory | DriverKind::Postgres => "store",
+    };
+    let postgres = match (driver, raw.postgres) {
+        (DriverKind::Postgres, raw) => Some(postgres(raw.unwrap_or_default(), problems)?),
+        (_, Some(_)) => {
+            problems.push("store.postgres", "has no effect without store.driver = \"postgres\"");
+            None
+        }
+        (_, None) => None,
     };
     Some(StoreSettings {
+        postgres,
         driver,
         path: raw.path.unwrap_or_else(|| data_dir.join(default)),
         cache_bytes: u64::from(cache_mib) * 1024 * 1024,
+    })
+}
+
+/// The environment variable that may hold the connection string.
+const CONNECTION_STRING: &str = "BONAFIDE_STORE_CONNECTION_STRING";
+
+fn postgres(raw: RawPostgres, problems: &mut Problems<'_>) -> Option<PostgresConfig> {
+    let from_environment = std::env::var(CONNECTION_STRING).ok();
+    let given = (raw.connection_string, raw.connection_string_path, from_environment);
+    let connection_string = match given {
+        (Some(_), Some(_), _) => {
+            problems.push("store.postgres.connection_string_path", "cannot be given beside connection_string");
+            None
+        }
+        (Some(text), None, _) | (None, None, Some(text)) => {
+            let checked = kv::check_connection_string(&text);
+            problems.take("store.postgres.connection_string", checked).map(|()| ConnectionSecret::Text(text))
+        }
+        (None, Some(path), _) => Some(ConnectionSecret::File(path)),
+        (None, None, None) => {
+            problems.push(
+                "store.postgres.connection_string",
+                format!("is required: set it, connection_string_path, or {CONNECTION_STRING} in the environment"),
+            );
+            None
+        }
+    };
+    problems.check(
+        raw.client_certificate_path.is_some() == raw.client_key_path.is_some(),
+        "store.postgres.client_key_path",
+        "must be given together with client_certificate_path",
+    );
+    let default = PostgresConfig::DEFAULT_TIMEOUT;
+    let timeout = duration(problems, "store.postgres.timeout", raw.timeout, default)?;
+    let shortest = Duration::from_secs(1);
+    problems.check(
+        (shortest..=60 * shortest).contains(&timeout),
+        "store.postgres.timeout",
+        "must be from 1s to 1m",
+    );
+    let default = PostgresConfig::DEFAULT_MAX_CUT_OFF;
+    let max_cut_off = duration(problems, "store.postgres.max_cut_off", raw.max_cut_off, default)?;
+    problems.check(
+        (3 * shortest..=24 * HOUR).contains(&max_cut_off),
+        "store.postgres.max_cut_off",
+        "must be from 3s to 24h",
+    );
+    Some(PostgresConfig {
+        connection_string: connection_string?,
+        ca_path: raw.ca_path,
+        client_certificate_path: raw.client_certificate_path,
+        client_key_path: raw.client_key_path,
+        timeout,
+        max_cut_off,
     })
 }
 

@@ -58,10 +58,14 @@ impl Postgres {
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(&folder))?;
         }
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).map_err(|e| e.to_string())?;
+        let port =
+            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).map_err(|e| e.to_string())?;
         let mut cluster = Self { bin, folder, port: port.port(), guard: None };
         let data = cluster.data();
-        run(cluster.program("initdb").args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N", "-D"]).arg(&data))?;
+        run(cluster
+            .program("initdb")
+            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "-N", "-D"])
+            .arg(&data))?;
         let guard = "cat >/dev/null; \"$@\" >/dev/null 2>&1; rm -rf \"$FOLDER\"";
         let stop = cluster.program("pg_ctl");
         let mut command = Command::new("sh");
@@ -76,14 +80,7 @@ impl Postgres {
             cluster.port,
             cluster.folder.display()
         );
-        // The settings file is the cluster's user's; what is appended through it needs no rights of ours.
-        let mut append = cluster.as_owner("sh");
-        append.args(["-c", "cat >>\"$1\"", "append"]).arg(data.join("postgresql.conf")).stdin(Stdio::piped());
-        let mut append = append.spawn().map_err(|error| error.to_string())?;
-        if let Some(mut input) = append.stdin.take() {
-            input.write_all(settings.as_bytes()).map_err(|error| error.to_string())?;
-        }
-        append.wait().map_err(|error| error.to_string())?;
+        cluster.append("postgresql.conf", &settings);
         cluster.control(&["start", "-w"])?;
         Ok(cluster)
     }
@@ -91,7 +88,10 @@ impl Postgres {
     /// Makes a database and gives a connection string for it, over the Unix socket. One that is there stays.
     pub fn database(&self, name: &str) -> String {
         let made = self.sql("postgres", &format!("CREATE DATABASE {name}"));
-        assert!(made.as_ref().is_ok() || made.as_ref().is_err_and(|error| error.contains("already exists")), "{made:?}");
+        assert!(
+            made.as_ref().is_ok() || made.as_ref().is_err_and(|error| error.contains("already exists")),
+            "{made:?}"
+        );
         format!("host={} port={} user=postgres dbname={name}", self.folder.display(), self.port)
     }
 
@@ -112,7 +112,19 @@ impl Postgres {
     pub fn sql(&self, database: &str, sql: &str) -> Result<String, String> {
         let port = self.port.to_string();
         let mut psql = Command::new(self.bin.join("psql"));
-        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-p", &port, "-d", database, "-c", sql]);
+        psql.args([
+            "-XAtq",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "postgres",
+            "-p",
+            &port,
+            "-d",
+            database,
+            "-c",
+            sql,
+        ]);
         psql.arg("-h").arg(&self.folder);
         run(&mut psql)
     }
@@ -120,6 +132,32 @@ impl Postgres {
     /// Ends all sessions as a crash would, and starts again.
     pub fn crash_and_restart(&self) {
         self.control(&["restart", "-w", "-m", "immediate"]).expect("PostgreSQL must restart");
+    }
+
+    /// From now on TCP wants TLS, and a certificate whose common name is that of the user, below `ca`. All PEM.
+    pub fn demand_certificates(&self, ca: &str, certificate: &str, key: &str) {
+        for (name, content) in [("ca.pem", ca), ("server.pem", certificate), ("server.key", key)] {
+            self.append(name, content);
+        }
+        self.append(
+            "postgresql.conf",
+            "ssl = on\nssl_ca_file = 'ca.pem'\nssl_cert_file = 'server.pem'\nssl_key_file = 'server.key'\n",
+        );
+        let data = self.data();
+        let mut rewrite = self.as_owner("sh");
+        rewrite.args(["-c", "sed -i 's/^host .*//' \"$1\" && chmod 600 \"$2\"", "rewrite"]);
+        run(rewrite.arg(data.join("pg_hba.conf")).arg(data.join("server.key"))).expect("the owner's files");
+        self.append("pg_hba.conf", "hostssl all all 127.0.0.1/32 cert\n");
+        self.crash_and_restart();
+    }
+
+    /// The files are the cluster's user's; what is appended through it needs no rights of ours.
+    fn append(&self, name: &str, content: &str) {
+        let mut append = self.as_owner("sh");
+        append.args(["-c", "umask 077; cat >>\"$1\"", "append"]).arg(self.data().join(name));
+        let mut append = append.stdin(Stdio::piped()).spawn().expect("a shell");
+        append.stdin.take().expect("a pipe").write_all(content.as_bytes()).expect("a pipe");
+        assert!(append.wait().expect("a shell").success(), "{name} must be written");
     }
 
     fn control(&self, arguments: &[&str]) -> Result<String, String> {
@@ -183,7 +221,8 @@ fn is_root() -> bool {
 
 /// The folder with PostgreSQL's programs: that of `initdb` on the path, or the newest that Debian has installed.
 fn programs() -> Result<PathBuf, String> {
-    let complete = |folder: &Path| ["initdb", "pg_ctl", "psql"].iter().all(|name| folder.join(name).is_file());
+    let complete =
+        |folder: &Path| ["initdb", "pg_ctl", "psql"].iter().all(|name| folder.join(name).is_file());
     let path = std::env::var_os("PATH").unwrap_or_default();
     let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut debian: Vec<_> = installed.map(|version| version.path().join("bin")).collect();

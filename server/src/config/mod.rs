@@ -32,8 +32,7 @@ use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
 pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
     Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPostgres, RawPrune,
-    RawStore,
-    RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
+    RawStore, RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
 };
 
 /// Where the local administration socket lies when neither the configuration nor a flag says otherwise.
@@ -694,7 +693,8 @@ fn postgres(raw: RawPostgres, problems: &mut Problems<'_>) -> Option<PostgresCon
     let given = (raw.connection_string, raw.connection_string_path, from_environment);
     let connection_string = match given {
         (Some(_), Some(_), _) => {
-            problems.push("store.postgres.connection_string_path", "cannot be given beside connection_string");
+            problems
+                .push("store.postgres.connection_string_path", "cannot be given beside connection_string");
             None
         }
         (Some(text), None, _) | (None, None, Some(text)) => {
@@ -705,7 +705,9 @@ fn postgres(raw: RawPostgres, problems: &mut Problems<'_>) -> Option<PostgresCon
         (None, None, None) => {
             problems.push(
                 "store.postgres.connection_string",
-                format!("is required: set it, connection_string_path, or {CONNECTION_STRING} in the environment"),
+                format!(
+                    "is required: set it, connection_string_path, or {CONNECTION_STRING} in the environment"
+                ),
             );
             None
         }

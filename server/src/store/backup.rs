@@ -284,7 +284,8 @@ fn restore_shared(
         Err(StoreError::Corrupt { .. }) => None,
         Err(error) => return Err(error),
     };
-    if existing == Existing::Refuse && load::read_header(&*driver.open().map_err(fail)?, &file)?.is_some() {
+    let former = load::read_header(&*driver.open().map_err(fail)?, &file)?;
+    if existing == Existing::Refuse && former.is_some() {
         return Err(StoreError::Mismatch {
             path: file,
             what: "there is a store already: give another database, or ask for it to be moved aside".into(),
@@ -303,11 +304,9 @@ fn restore_shared(
             }
         }
     }
-    let header = Header {
-        store_id: random_id().to_vec(),
-        sequence: reader.header.sequence + 1,
-        ..reader.header.clone()
-    };
+    // Beyond what a server that is running after all could take for the continuation of what it knows.
+    let before = former.map_or(0, |former| former.sequence).max(reader.header.sequence);
+    let header = Header { store_id: random_id().to_vec(), sequence: before + 2, ..reader.header.clone() };
     let key = Table::Header.key(&[]);
     let (_, value) = record::seal(&key, header.sequence, &header.encode_to_vec());
     batch.put(key, value);
@@ -315,7 +314,9 @@ fn restore_shared(
     place.finish(header.sequence).map_err(fail)?;
     drop(held);
     match fs::remove_file(path_for(&config.path)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io(path_for(&config.path), error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io(path_for(&config.path), error))
+        }
         _ => Ok(()),
     }
 }

@@ -56,8 +56,9 @@ pub trait KeyValue: Send {
 ///
 /// After an error it must be opened anew, as after a failed [`KeyValue::commit`].
 pub trait Shared {
-    /// Begins a transaction beside which nobody else has one, and gives the first [`News`] after commit `after`.
-    fn begin(&mut self, after: u64) -> Result<News, KvError>;
+    /// Begins a transaction beside which nobody else has one. Gives the present value of `lock`, the record that is locked
+    /// for it, and the first [`News`] after commit `after`.
+    fn begin(&mut self, lock: &[u8], after: u64) -> Result<(Vec<u8>, News), KvError>;
 
     /// What was committed after commit `after`, some at a time. Within a transaction nothing
     /// is added.

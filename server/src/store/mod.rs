@@ -144,7 +144,13 @@ impl StoreConfig {
 
     /// A store that is gone with the process.
     pub fn memory(trust_domain: TrustDomain) -> Self {
-        Self { driver: DriverKind::Memory, path: PathBuf::new(), cache_bytes: 0, trust_domain, postgres: None }
+        Self {
+            driver: DriverKind::Memory,
+            path: PathBuf::new(),
+            cache_bytes: 0,
+            trust_domain,
+            postgres: None,
+        }
     }
 }
 
@@ -184,6 +190,8 @@ struct Inner {
     commands: Arc<Mutex<Option<mpsc::Sender<Command>>>>,
     /// How fresh the state is, where others write as well.
     heard: Option<Arc<Heard>>,
+    /// The database, for messages.
+    database: String,
     /// Bounds the writes that wait; also what makes `write` wait instead of piling up closures.
     queue: Arc<Semaphore>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -257,7 +265,8 @@ impl Store {
         let (send, receive) = mpsc::channel();
         let commands = Arc::new(Mutex::new(Some(send)));
         let sharing = driver.shared().map(|shared| {
-            let limit = config.postgres.as_ref().map_or(PostgresConfig::DEFAULT_MAX_CUT_OFF, |at| at.max_cut_off);
+            let limit =
+                config.postgres.as_ref().map_or(PostgresConfig::DEFAULT_MAX_CUT_OFF, |at| at.max_cut_off);
             let called = Arc::new(AtomicBool::new(false));
             shared.on_news(waker(&commands, &called));
             Sharing {
@@ -268,6 +277,7 @@ impl Store {
                 nonce: RandomState::new().hash_one(0),
             }
         });
+        let described = file.display().to_string();
         let heard = sharing.as_ref().map(|sharing| sharing.heard.clone());
         let writer = Writer {
             driver,
@@ -292,6 +302,7 @@ impl Store {
             state,
             commands,
             heard,
+            database: described,
             queue: Arc::new(Semaphore::new(QUEUE)),
             writer: Mutex::new(Some(thread)),
         };
@@ -391,14 +402,8 @@ impl Inner {
 
     /// Refuses at once while the database is known to be lost: whoever waits would only learn it later.
     fn reachable(&self) -> Result<(), StoreError> {
-        match &self.heard {
-            Some(heard) if !heard.connected() => Err(StoreError::Unreachable {
-                database: "postgresql".into(),
-                what: format!("it has not been heard of for {:?}", heard.silence(Instant::now())),
-                confirmed: true,
-            }),
-            _ => Ok(()),
-        }
+        let Some(what) = self.heard.as_ref().and_then(|heard| heard.why_lost()) else { return Ok(()) };
+        Err(StoreError::Unreachable { database: self.database.clone(), what, confirmed: true })
     }
 
     /// Lets the writer finish and waits for it.
@@ -558,7 +563,10 @@ fn open_shared(config: &StoreConfig, driver: &dyn Driver, file: &Path) -> Result
     };
     let beside = || expect::path_for(&config.path).display().to_string();
     if holds.store_id != expected.store_id {
-        let what = format!("it is not the database that {} belongs to; remove that file if it was restored", beside());
+        let what = format!(
+            "it is not the database that {} belongs to; remove that file if it was restored",
+            beside()
+        );
         return Err(StoreError::corrupt(file, what));
     }
     if holds.sequence < expected.sequence

@@ -107,7 +107,8 @@ pub(super) fn read(entry: &[u8], before: &Header, state: &State) -> Result<Repla
     };
     let mut reader = EntryReader::default();
     for Operation { key, value } in &entry.operations {
-        let table = Table::of(key).ok_or_else(|| wrong("is of a newer server: it holds an unknown record"))?;
+        let table =
+            Table::of(key).ok_or_else(|| wrong("is of a newer server: it holds an unknown record"))?;
         let rest = &key[1..];
         let text = || std::str::from_utf8(rest).map_err(|_| wrong("has a key that is no text"));
         let row = || {
@@ -120,7 +121,8 @@ pub(super) fn read(entry: &[u8], before: &Header, state: &State) -> Result<Repla
                 Table::Entry => {
                     let row = row()?;
                     let index = state.entries();
-                    let found = index.after_row(row.saturating_sub(1)).next().filter(|(found, _)| *found == row);
+                    let found =
+                        index.after_row(row.saturating_sub(1)).next().filter(|(found, _)| *found == row);
                     let (_, found) = found.ok_or_else(|| wrong("deletes an entry that is not there"))?;
                     applied.entries.insert(found.id.clone(), (row, None));
                 }
@@ -205,7 +207,11 @@ pub(super) fn read(entry: &[u8], before: &Header, state: &State) -> Result<Repla
 /// Reads an entry as if it came first: what the reader makes of bytes that no server wrote.
 pub(super) fn check(entry: &[u8]) -> Result<(), String> {
     let trust_domain = TrustDomain::parse("td").map_err(|error| error.to_string())?;
-    let state = State::new(trust_domain.clone(), bonafide_identity::EntryIndex::new(trust_domain), Default::default());
+    let state = State::new(
+        trust_domain.clone(),
+        bonafide_identity::EntryIndex::new(trust_domain),
+        Default::default(),
+    );
     let sequence = decode(entry)?.sequence.wrapping_sub(1);
     read(entry, &Header { sequence, ..Header::default() }, &state).map(drop)
 }

@@ -5,7 +5,8 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::expect::sync_parent;
@@ -92,8 +93,13 @@ pub(super) fn identity(path: &Path) -> Result<String, StoreError> {
     let mut unfinished = file.clone().into_os_string();
     unfinished.push(".unfinished");
     let unfinished = PathBuf::from(unfinished);
-    let mut out =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished).map_err(fail)?;
+    let mut out = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .map_err(fail)?;
     writeln!(out, "{identity}").and_then(|()| out.sync_all()).map_err(fail)?;
     fs::rename(&unfinished, &file).map_err(fail)?;
     sync_parent(&file)?;
@@ -110,28 +116,30 @@ pub(super) struct Heard {
     base: Instant,
     /// Milliseconds after `base`.
     last: AtomicU64,
-    connected: AtomicBool,
+    /// Why the database is not there, while it is not.
+    lost: Mutex<Option<String>>,
     limit: Duration,
 }
 
 impl Heard {
     pub(super) fn new(now: Instant, limit: Duration) -> Self {
-        Self { base: now, last: AtomicU64::new(0), connected: AtomicBool::new(true), limit }
+        Self { base: now, last: AtomicU64::new(0), lost: Mutex::default(), limit }
     }
 
     /// The database said at `now` that memory holds all that it holds.
     pub(super) fn note(&self, now: Instant) {
         let since = now.saturating_duration_since(self.base).as_millis();
         self.last.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.connected.store(true, Ordering::Relaxed);
+        self.lost(None);
     }
 
-    pub(super) fn lost(&self) {
-        self.connected.store(false, Ordering::Relaxed);
+    /// Notes why the database is lost; `None` when it is there, or when asking it again will not help.
+    pub(super) fn lost(&self, why: Option<String>) {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    pub(super) fn connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
+    pub(super) fn why_lost(&self) -> Option<String> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// For how long nothing has been heard.
@@ -173,8 +181,10 @@ mod tests {
         assert_eq!(heard.too_long(at(61)), Some(Duration::from_secs(61)));
         heard.note(at(50));
         assert_eq!((heard.silence(at(61)), heard.too_long(at(110))), (Duration::from_secs(11), None));
-        heard.lost();
-        assert!(!heard.connected());
+        heard.lost(Some("why".into()));
+        assert_eq!(heard.why_lost().as_deref(), Some("why"));
+        heard.note(at(62));
+        assert_eq!(heard.why_lost(), None);
     }
 
     #[test]

@@ -11,7 +11,9 @@ use std::ops::{Bound, Deref};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use bonafide_identity::{AttestedNode, AuthorityKind, Bundle, Entry, EntryId, EntryIndex, SpiffeId, TrustDomain};
+use bonafide_identity::{
+    AttestedNode, AuthorityKind, Bundle, Entry, EntryId, EntryIndex, SpiffeId, TrustDomain,
+};
 use tokio::sync::watch;
 
 use super::aggregates::{Change, FederationRelationship};

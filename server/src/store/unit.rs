@@ -350,6 +350,9 @@ impl Bundles for Unit<'_> {
 
 impl JoinTokens for Unit<'_> {
     fn token_create(&mut self, token: &JoinToken) -> Result<(), StoreError> {
+        if token.value.len() > MAX_TOKEN {
+            return Err(StoreError::refused(format!("a join token may have {MAX_TOKEN} bytes at most")));
+        }
         let key = Table::Token.key(token.value.as_bytes());
         if self.payload(&key)?.is_some() {
             return Err(StoreError::AlreadyExists { what: "join token" });
@@ -495,7 +498,9 @@ impl Journal for Unit<'_> {
 
     fn journals_prune(&mut self, now: Timestamp) -> Result<usize, StoreError> {
         let own = AuthorityKind::ALL.map(|kind| journal_key(self.server, kind, ""));
-        let over = |payload: &[u8]| Ok(codec::read_journal(payload)?.slot.not_after.saturating_add(FORGOTTEN) <= now);
+        let over = |payload: &[u8]| {
+            Ok(codec::read_journal(payload)?.slot.not_after.saturating_add(FORGOTTEN) <= now)
+        };
         let mut found = self.collect(&Table::Journal.all(), usize::MAX, over)?;
         found.retain(|(key, _)| own.iter().all(|own| !key.starts_with(own)));
         let count = found.len();
@@ -552,6 +557,9 @@ impl ChangeLog for Unit<'_> {
         self.state.epoch() + fresh as u64
     }
 }
+
+/// The value is a key, and keys that are much longer than this fit into no index.
+const MAX_TOKEN: usize = 1024;
 
 /// Records of the issuance log are kept below the size at which drivers cut values.
 const SVIDS_PER_RECORD: usize = 28;

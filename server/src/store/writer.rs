@@ -359,9 +359,16 @@ impl Writer {
         if self.free_space().is_some_and(|free| free < needed) {
             return Err(Failure::Full { confirmed: true });
         }
-        let (batch, group) = self.seal(overlay).map_err(|error| {
-            self.lose();
-            Failure::Error(error.to_string())
+        let (batch, group) = self.seal(overlay).map_err(|error| match error {
+            StoreError::Unreachable { what, .. } => {
+                self.trouble.cause = Some(Cause::Unreachable(what.clone()));
+                self.lose();
+                Failure::Unreachable { what, confirmed: true }
+            }
+            error => {
+                self.lose();
+                Failure::Error(error.to_string())
+            }
         })?;
         let database = self.database.as_mut().expect("`ready` was called before");
         let committed = match database.shared() {
@@ -373,9 +380,9 @@ impl Writer {
             return Ok(());
         };
         tracing::warn!(%error, sequence = group.header.sequence, "a commit failed; the store is opened anew");
-        self.lose();
         self.trouble.pending = Some(group);
         self.trouble.cause = Some(error.into());
+        self.lose();
         match self.reopen() {
             Ok(Settled::Kept) => Ok(()),
             Ok(Settled::Lost) => Err(self.failure(true)),
@@ -486,9 +493,12 @@ impl Writer {
     /// Lets go of a database that failed.
     fn lose(&mut self) {
         self.database = None;
-        if let Some(sharing) = &self.sharing {
-            sharing.heard.lost();
-        }
+        let Some(sharing) = &self.sharing else { return };
+        sharing.heard.lost(Some(match &self.trouble.cause {
+            Some(Cause::Unreachable(what) | Cause::Other(what)) => what.clone(),
+            Some(Cause::Full) => KvError::Full.to_string(),
+            None => "the connection is lost".to_owned(),
+        }));
     }
 
     fn shared(&mut self) -> &mut dyn Shared {
@@ -508,8 +518,12 @@ impl Writer {
     fn begin_shared(&mut self) -> Result<(), Cut> {
         for _ in 0..2 {
             let sequence = self.header.sequence;
-            match self.shared().begin(sequence)? {
-                News::Entries { entries, more } => return self.take_in(entries, more),
+            let (header, news) = self.shared().begin(&Table::Header.key(&[]), sequence)?;
+            match news {
+                News::Entries { entries, more } => {
+                    self.take_in(entries, more)?;
+                    return self.same(&header);
+                }
                 // Reading everything takes longer than others may be kept waiting.
                 News::Unknown => {
                     self.shared().end()?;
@@ -518,6 +532,32 @@ impl Writer {
             }
         }
         Err(KvError::Unreachable("the log moves faster than this server can read the store".into()).into())
+    }
+
+    /// Makes sure that the header in the database is the one that the log has led to.
+    fn same(&self, header: &[u8]) -> Result<(), Cut> {
+        let key = Table::Header.key(&[]);
+        let opened = record::open(&key, header).map_err(|error| Cut::Fatal(error.to_string()))?;
+        let header = Header::read(opened.payload).map_err(|error| Cut::Fatal(error.to_string()))?;
+        self.follows(&header)?;
+        if header == self.header {
+            return Ok(());
+        }
+        Err(Cut::Fatal(format!("its commit {} is not the one that this server knows", header.sequence)))
+    }
+
+    /// Makes sure that `header` can be a later one of this store.
+    fn follows(&self, header: &Header) -> Result<(), Cut> {
+        if header.store_id != self.header.store_id {
+            return Err(Cut::Fatal("it is another store than this server opened".into()));
+        }
+        if header.sequence < self.header.sequence {
+            return Err(Cut::Fatal(format!(
+                "it ends with commit {} where commit {} has been: it went back",
+                header.sequence, self.header.sequence
+            )));
+        }
+        Ok(())
     }
 
     /// Ends a transaction that wrote nothing.
@@ -570,7 +610,9 @@ impl Writer {
             let sequence = self.header.sequence;
             (entries, more) = match self.shared().news(sequence)? {
                 News::Entries { entries, more } => (entries, more),
-                News::Unknown => return Err(KvError::Unreachable("the log was shortened meanwhile".into()).into()),
+                News::Unknown => {
+                    return Err(KvError::Unreachable("the log was shortened meanwhile".into()).into());
+                }
             };
         }
     }
@@ -591,15 +633,7 @@ impl Writer {
         let wrong = |error: StoreError| Cut::Fatal(error.to_string());
         let header = read_header(&*database, &self.file).map_err(wrong)?;
         let header = header.ok_or_else(|| Cut::Fatal("it has no header any more".into()))?;
-        if header.store_id != self.header.store_id {
-            return Err(Cut::Fatal("it is another store than this server opened".into()));
-        }
-        if header.sequence < self.header.sequence {
-            return Err(Cut::Fatal(format!(
-                "it ends with commit {} where commit {} has been: it went back",
-                header.sequence, self.header.sequence
-            )));
-        }
+        self.follows(&header)?;
         let loaded = load(&*database, header, self.state.trust_domain(), &self.file).map_err(wrong)?;
         tracing::info!(
             from = self.header.sequence,
@@ -615,9 +649,13 @@ impl Writer {
 
     /// Draws the consequences of a failure outside a commit.
     fn failed(&mut self, error: Cut) -> StoreError {
-        self.lose();
         match error {
             Cut::Fatal(what) => {
+                self.database = None;
+                // Whoever writes shall hear the reason.
+                if let Some(sharing) = &self.sharing {
+                    sharing.heard.lost(None);
+                }
                 tracing::error!(file = %self.file.display(), "{what}; writes are refused until the server is restarted");
                 self.trouble.fatal = Some(what.clone());
                 StoreError::corrupt(&self.file, what)
@@ -625,6 +663,7 @@ impl Writer {
             Cut::Passing(error) => {
                 tracing::warn!(%error, "the store's database is lost; it is opened anew");
                 self.trouble.cause = Some(error.into());
+                self.lose();
                 let failure = self.failure(true);
                 self.refusal(&failure)
             }
@@ -658,10 +697,10 @@ impl Writer {
     fn reopen_shared(&mut self) -> Result<Settled, ()> {
         let opened = self.driver.open().map_err(Cut::Passing).and_then(|mut database| {
             let shared = database.shared().ok_or_else(|| Cut::Fatal("it is not shared any more".into()))?;
-            let news = shared.begin(self.header.sequence)?;
+            let news = shared.begin(&Table::Header.key(&[]), self.header.sequence)?;
             Ok((database, news))
         });
-        let (database, news) = match opened {
+        let (database, (header, news)) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 self.give_up(error);
@@ -679,7 +718,8 @@ impl Writer {
                     self.committed(group);
                     settled = Settled::Kept;
                 }
-                self.take_in(entries, more).and_then(|()| Ok(self.shared().end()?))
+                let taken = self.take_in(entries, more).and_then(|()| self.same(&header));
+                taken.and_then(|()| Ok(self.shared().end()?))
             }
             News::Unknown => {
                 settled = Settled::Untold;
@@ -688,7 +728,7 @@ impl Writer {
             }
         };
         if let Err(error) = caught_up {
-            self.lose();
+            self.database = None;
             self.give_up(error);
             // What became of the group is known all the same.
             return if settled == Settled::Kept { Ok(settled) } else { Err(()) };
@@ -703,7 +743,10 @@ impl Writer {
     /// Leaves the database alone for a while, or for good.
     fn give_up(&mut self, error: Cut) {
         match error {
-            Cut::Passing(error) => self.patience(error.into()),
+            Cut::Passing(error) => {
+                self.patience(error.into());
+                self.lose();
+            }
             fatal @ Cut::Fatal(_) => drop(self.failed(fatal)),
         }
     }
@@ -816,7 +859,8 @@ impl Writer {
                     // Others write as well: the database itself holds the moment.
                     let fail = |error| StoreError::from_kv(error, &self.file);
                     let database = shared.snapshot().map_err(fail)?;
-                    let header = read_header(&*database, &self.file)?.ok_or(StoreError::NotFound("header"))?;
+                    let header =
+                        read_header(&*database, &self.file)?.ok_or(StoreError::NotFound("header"))?;
                     self.snapshot = Some(Snapshot::of(database));
                     Ok(header)
                 });
@@ -984,7 +1028,7 @@ mod tests {
         faulty.with(|fault| {
             let header = read_header(&fault.keys, Path::new("")).unwrap().unwrap();
             let td = store.state().trust_domain();
-            let loaded = super::super::load::load(&fault.keys, header, td, Path::new("")).unwrap();
+            let loaded = load(&fault.keys, header, td, Path::new("")).unwrap();
             let found: Vec<_> =
                 loaded.state.bundles().iter().map(|bundle| bundle.trust_domain.to_string()).collect();
             assert_eq!(found, names(store));

@@ -41,7 +41,13 @@ pub(crate) fn id(path: &str) -> SpiffeId {
 
 pub(crate) fn config(driver: DriverKind, folder: &Path) -> StoreConfig {
     let postgres = (driver == DriverKind::Postgres).then(|| postgres(folder));
-    StoreConfig { driver, path: folder.join("store"), cache_bytes: 8 << 20, trust_domain: trust_domain(), postgres }
+    StoreConfig {
+        driver,
+        path: folder.join("store"),
+        cache_bytes: 8 << 20,
+        trust_domain: trust_domain(),
+        postgres,
+    }
 }
 
 /// A database for each folder.

@@ -29,7 +29,9 @@ pub enum ConnectionStringError {
     #[error("is neither `key=value …` nor `postgresql://…` as psql takes it: {0}")]
     Syntax(String),
     /// `sslmode` has a value that `libpq` does not know.
-    #[error("has an sslmode that does not exist: use verify-full, or disable on a Unix socket or a trusted network")]
+    #[error(
+        "has an sslmode that does not exist: use verify-full, or disable on a Unix socket or a trusted network"
+    )]
     SslMode,
     /// Hosts of both kinds.
     #[error("names both Unix sockets and hosts: use one kind")]

@@ -35,7 +35,6 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use zeroize::Zeroizing;
 
 use super::super::PostgresConfig;
-use super::super::record::Table;
 use super::connection_string::{ConnectionString, parse};
 use super::{Batch, Driver, KeyValue, KvError, News, Range, Replacing, Shared, SharedDriver, Visitor};
 
@@ -77,7 +76,7 @@ const SHORTEN: &str = "
 const READ_NEWS: &str = "
     SELECT sequence, CASE WHEN sequence > $1::bigint THEN batch END FROM bonafide_batches
     WHERE sequence >= $1::bigint ORDER BY sequence LIMIT $2::bigint";
-const LOCK: &str = "SELECT length(value) FROM bonafide_records WHERE key = $1 FOR UPDATE";
+const LOCK: &str = "SELECT value FROM bonafide_records WHERE key = $1 FOR UPDATE";
 
 /// How to reach the database.
 pub(super) struct Postgres {
@@ -159,7 +158,8 @@ impl Postgres {
     fn connect(&self, purpose: Purpose) -> Result<Database, KvError> {
         let config = self.config()?.clone();
         let text = Zeroizing::new(config.connection_string.read()?);
-        let mut parsed = parse(&text).map_err(|error| other(format!("store.postgres.connection_string {error}")))?;
+        let mut parsed =
+            parse(&text).map_err(|error| other(format!("store.postgres.connection_string {error}")))?;
         parsed.ca = config.ca_path.clone().or(parsed.ca);
         parsed.certificate = config.client_certificate_path.clone().or(parsed.certificate);
         parsed.key = config.client_key_path.clone().or(parsed.key);
@@ -192,7 +192,8 @@ impl Driver for Postgres {
 
 impl SharedDriver for Postgres {
     fn describe(&self) -> String {
-        let Some(parsed) = self.config.as_ref().and_then(|config| parse(&config.connection_string.read().ok()?).ok())
+        let Some(parsed) =
+            self.config.as_ref().and_then(|config| parse(&config.connection_string.read().ok()?).ok())
         else {
             return "postgresql".to_owned();
         };
@@ -216,7 +217,9 @@ impl SharedDriver for Postgres {
     fn snapshot(&self) -> Result<Box<dyn KeyValue>, KvError> {
         let database = self.connect(Purpose::Copy)?;
         // The first question fixes the moment.
-        database.simple("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1 FROM bonafide_records LIMIT 1")?;
+        database.simple(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SELECT 1 FROM bonafide_records LIMIT 1",
+        )?;
         Ok(Box::new(database))
     }
 
@@ -253,7 +256,7 @@ struct Session<'a> {
     server: &'a str,
     timeout: Duration,
     wake: Arc<OnceLock<Wake>>,
-    previous: &'a AtomicI32,
+    previous: &'a Arc<AtomicI32>,
     purpose: Purpose,
 }
 
@@ -267,18 +270,22 @@ impl Session<'_> {
         }
         config.connect_timeout(self.timeout / 2).tcp_user_timeout(self.timeout);
         config.keepalives_idle(self.timeout).keepalives_interval(self.timeout / 2).keepalives_retries(3);
-        let (client, mut connection) = config.connect(tls).await.map_err(|error| match from_postgres(&error) {
-            KvError::Io(error) => KvError::Unreachable(error.to_string()),
-            error => error,
-        })?;
-        let wake = Arc::clone(&self.wake);
+        let (client, mut connection) =
+            config.connect(tls).await.map_err(|error| match from_postgres(&error) {
+                KvError::Io(error) => KvError::Unreachable(error.to_string()),
+                error => error,
+            })?;
+        let (wake, own) = (Arc::clone(&self.wake), Arc::clone(self.previous));
         let serves = self.purpose == Purpose::Serve;
         let connection = Connection(tokio::spawn(async move {
             loop {
                 let message = poll_fn(|context| connection.poll_message(context)).await;
                 let over = !matches!(message, Some(Ok(_)));
-                let news = matches!(message, Some(Ok(AsyncMessage::Notification(_))));
-                if serves && (over || news)
+                // Of our own commits we know.
+                let news = matches!(&message, Some(Ok(AsyncMessage::Notification(from)))
+                    if from.process_id() != own.load(Ordering::Relaxed));
+                if serves
+                    && (over || news)
                     && let Some(wake) = wake.get()
                 {
                     wake();
@@ -325,15 +332,22 @@ impl Session<'_> {
             .map_err(|error| from_postgres(&error))?;
         if row.get::<_, bool>(3) {
             return Err(KvError::Unreachable(
-                "the database is a standby: connect to the primary, or name all hosts of the cluster".to_owned(),
+                "the database is a standby: connect to the primary, or name all hosts of the cluster"
+                    .to_owned(),
             ));
         }
         if row.get::<_, &str>(0) == "off" {
-            client.batch_execute("SET synchronous_commit = on").await.map_err(|error| from_postgres(&error))?;
+            client
+                .batch_execute("SET synchronous_commit = on")
+                .await
+                .map_err(|error| from_postgres(&error))?;
         }
         for (position, name) in [(1, "fsync"), (2, "full_page_writes")] {
             if row.get::<_, &str>(position) == "off" && self.purpose == Purpose::Serve {
-                tracing::warn!(setting = name, "PostgreSQL has it off: a power cut may lose or damage the store");
+                tracing::warn!(
+                    setting = name,
+                    "PostgreSQL has it off: a power cut may lose or damage the store"
+                );
             }
         }
         Ok(())
@@ -360,7 +374,9 @@ impl Session<'_> {
         if self.server.is_empty() {
             return Ok(());
         }
-        let key = self.server.get(..15).and_then(|text| i64::from_str_radix(text, 16).ok()).unwrap_or_default();
+        // Two of 2^60 identities alike are a server that does not start, not one that does harm.
+        let key =
+            self.server.get(..15).and_then(|text| i64::from_str_radix(text, 16).ok()).unwrap_or_default();
         let failed = |error: tokio_postgres::Error| from_postgres(&error);
         let mut patience = 20;
         loop {
@@ -408,7 +424,8 @@ struct Statements {
 impl Statements {
     async fn prepare(client: &Client) -> Result<Self, tokio_postgres::Error> {
         let scan = "SELECT key, value FROM bonafide_records WHERE key >= $1 ORDER BY key LIMIT $2";
-        let until = "SELECT key, value FROM bonafide_records WHERE key >= $1 AND key < $3 ORDER BY key LIMIT $2";
+        let until =
+            "SELECT key, value FROM bonafide_records WHERE key >= $1 AND key < $3 ORDER BY key LIMIT $2";
         Ok(Self {
             get: client.prepare("SELECT key, value FROM bonafide_records WHERE key = ANY($1)").await?,
             scan: client.prepare(scan).await?,
@@ -445,7 +462,14 @@ impl Database {
     }
 
     /// Writes, logs when `sequence` is not 0, and commits.
-    fn write(&self, batch: &Batch, sequence: u64, entry: &[u8], begin: bool, end: bool) -> Result<(), KvError> {
+    fn write(
+        &self,
+        batch: &Batch,
+        sequence: u64,
+        entry: &[u8],
+        begin: bool,
+        end: bool,
+    ) -> Result<(), KvError> {
         let (mut keys, mut values, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (key, value) in batch.iter() {
             match value {
@@ -486,7 +510,8 @@ impl KeyValue for Database {
 
     fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Vec<u8>>>, KvError> {
         let wanted: Vec<Vec<u8>> = keys.iter().map(|key| key.to_vec()).collect();
-        let rows = self.ask(|client, statements| async move { client.query(&statements.get, &[&wanted]).await })?;
+        let rows =
+            self.ask(|client, statements| async move { client.query(&statements.get, &[&wanted]).await })?;
         let found: std::collections::HashMap<&[u8], &[u8]> =
             rows.iter().map(|row| (row.get::<_, &[u8]>(0), row.get::<_, &[u8]>(1))).collect();
         Ok(keys.iter().map(|key| found.get(key).map(|value| value.to_vec())).collect())
@@ -535,8 +560,8 @@ impl KeyValue for Database {
 }
 
 impl Shared for Database {
-    fn begin(&mut self, after: u64) -> Result<News, KvError> {
-        let (header, known) = (Table::Header.key(&[]), number(after));
+    fn begin(&mut self, lock: &[u8], after: u64) -> Result<(Vec<u8>, News), KvError> {
+        let (header, known) = (lock.to_vec(), number(after));
         let (locked, rows) = self.ask(|client, statements| async move {
             // One journey; the log is read with a view of its own, after the lock was had.
             let parameters: [&(dyn ToSql + Sync); 1] = [&header];
@@ -549,16 +574,18 @@ impl Shared for Database {
             begun?;
             Ok((locked?, rows?))
         })?;
-        if locked.is_empty() {
-            return Err(KvError::Damaged("the header record is missing".to_owned()));
+        match locked.first() {
+            Some(locked) => Ok((locked.get(0), news(after, &rows))),
+            None => Err(KvError::Damaged("the header record is missing".to_owned())),
         }
-        Ok(news(after, &rows))
     }
 
     fn news(&mut self, after: u64) -> Result<News, KvError> {
         let known = number(after);
         let rows =
-            self.ask(|client, statements| async move { client.query(&statements.news, &[&known, &NEWS]).await })?;
+            self.ask(
+                |client, statements| async move { client.query(&statements.news, &[&known, &NEWS]).await },
+            )?;
         Ok(news(after, &rows))
     }
 
@@ -633,7 +660,9 @@ fn from_postgres(error: &tokio_postgres::Error) -> KvError {
     let text = format!("PostgreSQL: {} ({})", told.message(), told.code().code());
     match told.code() {
         code if *code == SqlState::DISK_FULL => KvError::Full,
-        code if *code == SqlState::DATA_CORRUPTED || *code == SqlState::INDEX_CORRUPTED => KvError::Damaged(text),
+        code if *code == SqlState::DATA_CORRUPTED || *code == SqlState::INDEX_CORRUPTED => {
+            KvError::Damaged(text)
+        }
         code if *code == SqlState::LOCK_NOT_AVAILABLE => {
             KvError::Unreachable(format!("another server keeps the store locked: {text}"))
         }
@@ -651,7 +680,8 @@ fn client_config(parsed: &ConnectionString) -> Result<ClientConfig, KvError> {
         read.map_err(|error| other(format!("{}: {error}", path.display())))
     };
     let certificates = |path: &Path| -> Result<Vec<CertificateDer<'static>>, KvError> {
-        let blocks = pem::decode_all(&read(path)?).map_err(|error| other(format!("{}: {error}", path.display())))?;
+        let blocks =
+            pem::decode_all(&read(path)?).map_err(|error| other(format!("{}: {error}", path.display())))?;
         let found: Vec<_> = blocks
             .into_iter()
             .filter(|(label, _)| label == "CERTIFICATE")
@@ -670,7 +700,9 @@ fn client_config(parsed: &ConnectionString) -> Result<ClientConfig, KvError> {
             let found = rustls_native_certs::load_native_certs();
             roots.add_parsable_certificates(found.certs);
             if roots.is_empty() {
-                return Err(other("the system has no roots to verify the database with: set store.postgres.ca_path"));
+                return Err(other(
+                    "the system has no roots to verify the database with: set store.postgres.ca_path",
+                ));
             }
         }
     }
@@ -682,8 +714,8 @@ fn client_config(parsed: &ConnectionString) -> Result<ClientConfig, KvError> {
     let (Some(certificate), Some(key_path)) = (&parsed.certificate, &parsed.key) else {
         return Ok(config.with_no_client_auth());
     };
-    let blocks =
-        pem::decode_all(&read(key_path)?).map_err(|error| other(format!("{}: {error}", key_path.display())))?;
+    let blocks = pem::decode_all(&read(key_path)?)
+        .map_err(|error| other(format!("{}: {error}", key_path.display())))?;
     let key = blocks.into_iter().find(|(label, _)| label == "PRIVATE KEY").ok_or_else(|| {
         let convert = "convert it with `openssl pkcs8 -topk8 -nocrypt`";
         other(format!("{}: no PKCS#8 key; {convert}", key_path.display()))

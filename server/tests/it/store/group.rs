@@ -11,8 +11,8 @@ use bonafide_identity::{
 };
 use bonafide_runtime::clock::SystemClock;
 use bonafide_server::store::{
-    Bundles, DriverKind, Entries, Existing, JoinTokens, Journal, JournalRecord, Nodes, PostgresConfig, Relationships,
-    Store, StoreConfig, StoreError, restore,
+    Bundles, DriverKind, Entries, Existing, JoinTokens, Journal, JournalRecord, Nodes, PostgresConfig,
+    Relationships, Store, StoreConfig, StoreError, restore,
 };
 use bonafide_testkit::{Forwarder, Postgres};
 use tempfile::TempDir;
@@ -60,7 +60,8 @@ impl Member {
             if look(&self.store).is_some() {
                 return start.elapsed();
             }
-            let left = SOON.checked_sub(start.elapsed()).unwrap_or_else(|| panic!("waited {SOON:?} for {what}"));
+            let left =
+                SOON.checked_sub(start.elapsed()).unwrap_or_else(|| panic!("waited {SOON:?} for {what}"));
             // Looked at again now and then: not all that is waited for is a change of the state.
             let _ = tokio::time::timeout(left.min(Duration::from_millis(50)), epochs.changed()).await;
         }
@@ -116,11 +117,14 @@ fn what_one_server_writes_the_others_see_within_a_second() {
             .await
             .unwrap();
         let banned = agent_id.clone();
-        let seen = a.sees("a ban", move |store| store.state().node(&banned).filter(|node| node.banned())).await;
+        let seen =
+            a.sees("a ban", move |store| store.state().node(&banned).filter(|node| node.banned())).await;
         assert!(seen < Duration::from_secs(1), "{seen:?}");
         b.store.write(move |unit| unit.node_delete(&agent_id).map(drop)).await.unwrap();
         b.store
-            .write(|unit| unit.relationship_create(super::behaviour::relationship("far.test", None)).map(drop))
+            .write(|unit| {
+                unit.relationship_create(super::behaviour::relationship("far.test", None)).map(drop)
+            })
             .await
             .unwrap();
         agree(&[&a, &b]).await;
@@ -189,7 +193,8 @@ fn two_servers_at_once_lose_no_update() {
                                 let add = store.write(|unit| {
                                     let id = node("counter", 0).id;
                                     let former = unit.node(&id).and_then(|node| node.serial.clone());
-                                    let former: u128 = former.map_or(0, |serial| serial.to_string().parse().unwrap());
+                                    let former: u128 =
+                                        former.map_or(0, |serial| serial.to_string().parse().unwrap());
                                     unit.node_put(node("counter", former + 1)).map(drop)
                                 });
                                 add.await.unwrap();
@@ -210,7 +215,10 @@ fn two_servers_at_once_lose_no_update() {
         assert_eq!(counter.to_string(), counted.load(Ordering::Relaxed).to_string());
         let c = Member::join(&postgres);
         agree(&[a, &c]).await;
-        eprintln!("{writes} writes by two servers in {took:?}: {:.0} each second", writes as f64 / took.as_secs_f64());
+        eprintln!(
+            "{writes} writes by two servers in {took:?}: {:.0} each second",
+            writes as f64 / took.as_secs_f64()
+        );
     });
 }
 
@@ -308,7 +316,8 @@ fn a_server_that_is_cut_off_refuses_writes_at_once_and_catches_up() {
         for n in 0..50 {
             a.create(&format!("far{n}")).await.unwrap();
         }
-        let shorten = "DELETE FROM bonafide_batches WHERE sequence < (SELECT max(sequence) FROM bonafide_batches)";
+        let shorten =
+            "DELETE FROM bonafide_batches WHERE sequence < (SELECT max(sequence) FROM bonafide_batches)";
         cluster.sql("cut", shorten).unwrap();
         forwarder.mend();
         b.sees_entry("far49").await;
@@ -377,7 +386,8 @@ fn a_database_that_crashes_under_load_loses_nothing_that_was_acknowledged() {
         agree(&[a, b]).await;
         let late = Member::join(&postgres);
         agree(&[a, &late]).await;
-        let there = |name: &String| late.store.state().entries().get(&EntryId::parse(name).unwrap()).is_some();
+        let there =
+            |name: &String| late.store.state().entries().get(&EntryId::parse(name).unwrap()).is_some();
         assert!(acked.iter().all(there), "an acknowledged write is lost");
         assert!(!lost.iter().any(there), "a write is there that was refused for certain");
         let kept = open.iter().filter(|name| there(name)).count();
@@ -467,7 +477,9 @@ fn a_server_that_is_killed_while_it_writes_leaves_the_others_writing() {
         }
         eprintln!("{} writes acknowledged by those that were killed", ledger.acks);
         other.store.write(|unit| unit.node_delete(&node("beside", 1).id).map(drop)).await.unwrap();
-        tokio::task::block_in_place(|| ledger.check(DriverKind::Postgres, folder.path(), "killed beside another"));
+        tokio::task::block_in_place(|| {
+            ledger.check(DriverKind::Postgres, folder.path(), "killed beside another")
+        });
         let again = Member::join(&postgres);
         agree(&[&other, &again]).await;
     });
@@ -502,7 +514,8 @@ fn a_database_that_went_back_is_refused_by_those_who_know_better() {
         let (folder, store) = (a.folder, a.store);
         store.close().await;
         drop(store);
-        let error = Store::open(member(&postgres, folder.path()), SystemClock::shared()).unwrap_err().to_string();
+        let error =
+            Store::open(member(&postgres, folder.path()), SystemClock::shared()).unwrap_err().to_string();
         assert!(error.contains("standby") && error.contains("store.expect"), "{error}");
         // The operator accepts the loss.
         std::fs::remove_file(folder.path().join("store.expect")).unwrap();
@@ -553,7 +566,8 @@ fn a_server_is_not_two() {
         for name in ["store.server", "store.expect"] {
             std::fs::copy(a.folder.path().join(name), copy.path().join(name)).unwrap();
         }
-        let error = Store::open(member(&postgres, copy.path()), SystemClock::shared()).unwrap_err().to_string();
+        let error =
+            Store::open(member(&postgres, copy.path()), SystemClock::shared()).unwrap_err().to_string();
         assert!(error.contains("store.server") && error.contains("data_dir"), "{error}");
         a.create("e").await.unwrap();
     });
@@ -581,6 +595,74 @@ fn a_restored_store_is_another_one_and_the_old_tables_stay() {
         assert_eq!(cluster.sql("restored", kept).unwrap(), "t");
         b.create("e2").await.unwrap();
     });
+}
+
+#[test]
+fn tls_is_verified_and_a_client_certificate_shown() {
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
+    if let Err(why) = Postgres::shared() {
+        return super::skip("TLS to PostgreSQL", &why);
+    }
+    let authority = || {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem();
+        (Issuer::new(params, key), certificate)
+    };
+    let leaf = |issuer: &Issuer<'_, KeyPair>, name: &str, usage| {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
+    };
+    let (issuer, ca) = authority();
+    let (certificate, key) = leaf(&issuer, "server", ExtendedKeyUsagePurpose::ServerAuth);
+    let cluster = Postgres::start(false).unwrap();
+    let _ = cluster.database("secured");
+    cluster.demand_certificates(&ca, &certificate, &key);
+
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (certificate, key) = leaf(&issuer, "postgres", ExtendedKeyUsagePurpose::ClientAuth);
+    let (certificate, key) = (write("client.pem", &certificate), write("client.key", &key));
+    let (right, wrong) = (write("ca.pem", &ca), write("other.pem", &authority().1));
+    let port = cluster.address().port();
+    let text = |host: &str, ca: &Path, mode: &str| {
+        format!(
+            "host={host} port={port} user=postgres dbname=secured sslmode={mode} sslrootcert={} sslcert={} sslkey={}",
+            ca.display(),
+            certificate.display(),
+            key.display()
+        )
+    };
+    let open = |text: String| {
+        let place = tempfile::tempdir().unwrap();
+        Store::open(member(&at(text), place.path()), SystemClock::shared()).map(|(store, _)| (store, place))
+    };
+    // `require` would do without a verification elsewhere.
+    let refused = |text: String| open(text).err().expect("must be refused").to_string();
+    let error = refused(text("localhost", &wrong, "require"));
+    assert!(error.contains("certificate") || error.contains("UnknownIssuer"), "{error}");
+    let error = refused(text("127.0.0.1", &right, "require"));
+    assert!(error.contains("NotValidForName") || error.contains("not valid for"), "the wrong name: {error}");
+    refused(text("localhost", &right, "disable"));
+    let file = write("connection", &text("localhost", &right, "verify-full"));
+    let from_file =
+        PostgresConfig { connection_string: super::ConnectionSecret::File(file), ..at(String::new()) };
+    let place = tempfile::tempdir().unwrap();
+    let store = Store::open(member(&from_file, place.path()), SystemClock::shared()).unwrap().0;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(store.write(|unit| unit.entry_create(entry("e")).map(drop))).unwrap();
+    let used = "SELECT count(*) FROM pg_stat_ssl WHERE ssl AND client_dn = '/CN=postgres'";
+    assert_eq!(cluster.sql("secured", used).unwrap(), "1");
 }
 
 /// The price of the group's guarantees beside the least that PostgreSQL itself asks for a durable row. Durable cluster,

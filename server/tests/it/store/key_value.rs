@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use bonafide_server::store::{DriverKind, StoreConfig};
 use bonafide_server::store::kv::{self, Batch, KeyValue, KvError, Range};
+use bonafide_server::store::{DriverKind, StoreConfig};
 use proptest::prelude::*;
 
 use super::{DRIVERS, ON_DISK, available};

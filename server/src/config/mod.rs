@@ -663,6 +663,11 @@ fn store(raw: RawStore, data_dir: &Path, problems: &mut Problems<'_>) -> Option<
         "store.path",
         "has no effect with store.driver = \"memory\"",
     );
+    problems.check(
+        driver != DriverKind::Postgres || raw.cache_mib.is_none(),
+        "store.cache_mib",
+        "has no effect with store.driver = \"postgres\"",
+    );
     let cache_mib = raw.cache_mib.unwrap_or(32);
     problems.check((1..=1 << 20).contains(&cache_mib), "store.cache_mib", "must be from 1 to 1048576");
     let default = match driver {
@@ -873,7 +878,7 @@ mod tests {
             ca_ttl = "one day"
             ca_key_type = "ec-p521"
             [store]
-            driver = "postgres"
+            driver = "mysql"
             [key_manager.disk]
             [key_manager.memory]
             [node_attestor.x509pop]
@@ -908,6 +913,20 @@ mod tests {
         for (text, key) in [
             ("[audit]\nenabled = false\nfile = \"/x\"", "audit.file"),
             ("[store]\ndriver = \"memory\"\npath = \"/x\"", "store.path"),
+            ("[store.postgres]\nconnection_string = \"host=a dbname=b\"", "store.postgres"),
+            ("[store]\ndriver = \"postgres\"", "store.postgres.connection_string"),
+            (
+                "[store]\ndriver = \"postgres\"\n[store.postgres]\nconnection_string = \"host=db\"",
+                "store.postgres.connection_string",
+            ),
+            (
+                "[store]\ndriver = \"postgres\"\n[store.postgres]\nconnection_string_path = \"/x\"\nclient_key_path = \"/y\"",
+                "store.postgres.client_key_path",
+            ),
+            (
+                "[store]\ndriver = \"postgres\"\n[store.postgres]\nconnection_string_path = \"/x\"\ntimeout = \"2m\"",
+                "store.postgres.timeout",
+            ),
             ("[prune]\ntofu_nodes = true", "prune.tofu_nodes"),
             (
                 "[node_attestor.x509pop]\nca_bundle_path = \"/x\"\nspiffe_prefix = \"/y/\"",
@@ -978,7 +997,7 @@ mod tests {
     fn the_reference_lists_exactly_the_keys_that_are_read() {
         let raw: Raw = parse_toml(
             Path::new("x"),
-            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
+            "[key_manager.disk]\n[key_manager.memory]\n[store.postgres]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
              [node_attestor.sshpop]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\

@@ -67,12 +67,13 @@ pub fn rewritten(key: &[u8], payload: &[u8]) -> Result<Vec<u8>, StoreError> {
     codec::rewritten(table, payload).map_err(|error| StoreError::corrupt("(record)", error.to_string()))
 }
 
-/// Reads an entry of the log of a shared database as if it came first: what checks the reader without a database.
+/// Reads a message from the log of a shared database as if it came first, with its checksums put right: what checks the
+/// reader without a database.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_log_entry(entry: &[u8]) -> Result<(), String> {
-    replay::check(entry)
+pub fn check_log_entry(message: &[u8]) -> Result<(), String> {
+    replay::check(message)
 }
 
 /// Which database is under the store.

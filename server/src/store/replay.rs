@@ -4,15 +4,15 @@
 //! the commit before can check that it follows: the number, each checksum, and that the tally comes out as the new header
 //! says. An entry that does not follow is not applied; two servers can then not drift apart without a word.
 
+use std::sync::Arc;
+
+use bonafide_identity::{EntryIndex, SpiffeId, TrustDomain};
 use prost::Message;
 
 use super::codec::{self, EntryReader, Header};
 use super::kv::Batch;
 use super::record::{self, Table, Tally};
-use super::state::{Applied, State};
-use std::sync::Arc;
-
-use bonafide_identity::{SpiffeId, TrustDomain};
+use super::state::{Applied, State, Tables};
 
 /// One commit, as it lies in the log: a CRC-32 (4 bytes, big endian) and this message.
 #[derive(Clone, PartialEq, Message)]
@@ -68,7 +68,7 @@ pub(super) fn write(
         .iter()
         .map(|(key, value)| Operation { key: key.to_vec(), value: value.map(<[u8]>::to_vec) })
         .collect();
-    let entry = LogEntry {
+    sealed(&LogEntry {
         sequence,
         server: server.to_owned(),
         nonce,
@@ -76,11 +76,7 @@ pub(super) fn write(
         removed_count: removed.count,
         removed_digest: removed.digest,
         spent,
-    }
-    .encode_to_vec();
-    let mut sealed = crc32fast::hash(&entry).to_be_bytes().to_vec();
-    sealed.extend_from_slice(&entry);
-    sealed
+    })
 }
 
 fn decode(entry: &[u8]) -> Result<LogEntry, String> {
@@ -204,14 +200,65 @@ pub(super) fn read(entry: &[u8], before: &Header, state: &State) -> Result<Repla
     Ok(Replayed { header, applied, change_records, change_records_gone })
 }
 
-/// Reads an entry as if it came first: what the reader makes of bytes that no server wrote.
-pub(super) fn check(entry: &[u8]) -> Result<(), String> {
+/// Reads a message as the first entry of a log, with its checksums put right: what the reader makes of bytes that no
+/// server wrote.
+pub(super) fn check(message: &[u8]) -> Result<(), String> {
+    let mut entry = LogEntry::decode(message).map_err(|error| error.to_string())?;
+    for operation in &mut entry.operations {
+        if let Some(value) = &mut operation.value {
+            *value = record::seal(&operation.key, entry.sequence, value).1;
+        }
+    }
     let trust_domain = TrustDomain::parse("td").map_err(|error| error.to_string())?;
-    let state = State::new(
-        trust_domain.clone(),
-        bonafide_identity::EntryIndex::new(trust_domain),
-        Default::default(),
-    );
-    let sequence = decode(entry)?.sequence.wrapping_sub(1);
-    read(entry, &Header { sequence, ..Header::default() }, &state).map(drop)
+    let state = State::new(trust_domain.clone(), EntryIndex::new(trust_domain), Tables::default());
+    let before = Header { sequence: entry.sequence.wrapping_sub(1), ..Header::default() };
+    read(&sealed(&entry), &before, &state).map(drop)
+}
+
+fn sealed(entry: &LogEntry) -> Vec<u8> {
+    let entry = entry.encode_to_vec();
+    let mut sealed = crc32fast::hash(&entry).to_be_bytes().to_vec();
+    sealed.extend_from_slice(&entry);
+    sealed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_follows_or_is_refused() {
+        let trust_domain = TrustDomain::parse("td").unwrap();
+        let state = State::new(trust_domain.clone(), EntryIndex::new(trust_domain), Tables::default());
+        let before = Header { store_id: vec![7; 16], sequence: 4, count: 1, digest: 9, ..Header::default() };
+        let mut batch = Batch::default();
+        let mut tally = Tally { count: before.count, digest: before.digest };
+        let key = Table::Spent.key(&[1; 32]);
+        let (seal, value) = record::seal(&key, 5, &[]);
+        tally.add(seal);
+        batch.put(key, value);
+        let header = Header { sequence: 5, count: tally.count, digest: tally.digest, ..before.clone() };
+        let key = Table::Header.key(&[]);
+        batch.put(key.clone(), record::seal(&key, 5, &header.encode_to_vec()).1);
+        let entry = write("server", 1, 5, &batch, Tally::default(), 1);
+
+        let replayed = read(&entry, &before, &state).unwrap();
+        assert_eq!((replayed.header, replayed.applied.spent), (header, 1));
+        for bit in 0..entry.len() * 8 {
+            let mut damaged = entry.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(read(&damaged, &before, &state).is_err(), "bit {bit}");
+        }
+        for other in [
+            Header { sequence: 3, ..before.clone() },
+            Header { count: 2, ..before.clone() },
+            Header { digest: 8, ..before.clone() },
+            Header { epoch: 1, ..before.clone() },
+            Header { store_id: vec![8; 16], ..before.clone() },
+        ] {
+            assert!(read(&entry, &other, &state).is_err(), "{other:?}");
+        }
+        let more = write("server", 1, 5, &batch, Tally { count: 1, digest: 0 }, 1);
+        assert!(read(&more, &before, &state).is_err(), "it says that a record is gone");
+    }
 }

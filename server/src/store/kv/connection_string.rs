@@ -61,6 +61,9 @@ pub(super) fn parse(text: &str) -> Result<ConnectionString, ConnectionStringErro
     };
     let syntax = |error: &dyn std::error::Error| {
         let source = error.source().map(ToString::to_string).unwrap_or_default();
+        // What looks like an option may be a part of a password that was not quoted.
+        let source =
+            if source.starts_with("unknown") { "an option that does not exist".to_owned() } else { source };
         ConnectionStringError::Syntax(format!("{error}: {source}"))
     };
     let mut config: Config = rest.parse().map_err(|error: tokio_postgres::Error| syntax(&error))?;
@@ -209,6 +212,7 @@ mod tests {
             "host=db dbname=d password='secret",
             "host=db,/run dbname=d password=secret",
             "host=db dbname=d password=secret unknown=1",
+            "host=db dbname=d password=not quoted-secret=1",
             "host=db dbname=d password",
             "postgresql://u:secret@db/d?sslcert=%2",
         ];

@@ -1,7 +1,7 @@
 //! What the server's store reads back: records, backups, the file of the expected state.
 //!
 //! The first byte says what the rest is: the payload of a record of some table (its first byte), a backup as it is, a backup
-//! built of these records, the file of the expected state as it is or with the checksums put right. Laws: a record that was
+//! built of these records, the file of the expected state as it is or with the checksums put right, an entry of a group's log. Laws: a record that was
 //! read is written as one that reads as the same; a backup that was put together right is whole, and not any more after one
 //! bit has changed; it can be restored, whatever its records say; no store opens beside a file whose checksum is wrong or that promises more than is there.
 
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bonafide_server::store::{
-    DriverKind, Existing, Store, StoreConfig, StoreError, restore, rewritten, verify_backup,
+    DriverKind, Existing, Store, StoreConfig, StoreError, check_log_entry, restore, rewritten, verify_backup,
 };
 use prost::Message;
 
@@ -22,6 +22,7 @@ pub fn check(data: &[u8]) -> bool {
         RAW_BACKUP => backup(rest).unwrap_or(false),
         BUILT_BACKUP => built_backup(rest),
         RAW_EXPECTED => expected(rest),
+        LOG_ENTRY => check_log_entry(rest).is_ok(),
         BUILT_EXPECTED => expected(&with_checksums(rest)),
         _ => record(*kind, rest),
     }
@@ -33,6 +34,8 @@ pub const RAW_BACKUP: u8 = 1;
 pub const BUILT_BACKUP: u8 = 2;
 /// The first byte of a file of the expected state as it is.
 pub const RAW_EXPECTED: u8 = 3;
+/// The first byte of an entry of a group's log, its checksums aside.
+pub const LOG_ENTRY: u8 = 5;
 /// The first byte of one without right checksums.
 pub const BUILT_EXPECTED: u8 = 4;
 
@@ -191,6 +194,7 @@ fn config(path: &Path) -> StoreConfig {
         path: path.to_owned(),
         cache_bytes: 1 << 20,
         trust_domain: trust_domain(),
+        postgres: None,
     }
 }
 

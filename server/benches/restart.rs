@@ -57,6 +57,7 @@ fn config(driver: DriverKind, folder: &Path) -> StoreConfig {
         path: folder.join("store"),
         cache_bytes: StoreConfig::DEFAULT_CACHE_BYTES,
         trust_domain: TrustDomain::parse("bench.example").expect("a name"),
+        postgres: None,
     }
 }
 

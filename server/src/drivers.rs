@@ -90,6 +90,7 @@ pub fn store_config(settings: &StoreSettings, trust_domain: &TrustDomain) -> Sto
         path: settings.path.clone(),
         cache_bytes: settings.cache_bytes,
         trust_domain: trust_domain.clone(),
+        postgres: settings.postgres.clone(),
     }
 }
 

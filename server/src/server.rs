@@ -325,11 +325,21 @@ impl Server {
         spawn_observer(&mut group, &context);
         spawn_reopen(&mut group, &context)?;
         serving.ready();
-        let shutdown = group.shutdown().clone();
+        let (shutdown, judged) = (group.shutdown().clone(), context.store.clone());
         group.spawn("readiness", async move {
             // Ready until the shutdown begins, so that nobody sends new work to a server that drains.
-            let _parts = (authority_ready, store_ready);
-            shutdown.triggered().await;
+            let _parts = authority_ready;
+            let mut look = tokio::time::interval(Duration::from_secs(1));
+            loop {
+                tokio::select! {
+                    () = shutdown.triggered() => break,
+                    _ = look.tick() => {}
+                }
+                match judged.current() {
+                    Ok(()) => store_ready.ready(),
+                    Err(error) => store_ready.not_ready(error.to_string()),
+                }
+            }
             drop(serving);
             Ok(())
         });
@@ -631,7 +641,7 @@ fn spawn_observer(group: &mut TaskGroup, context: &Arc<Context>) {
         let work = |_| {
             let context = observed.clone();
             async move {
-                status::observe(&context.state, &context.authorities, &context.connections);
+                status::observe(&context.store, &context.authorities, &context.connections);
                 Ok(NextRun::Usual)
             }
         };

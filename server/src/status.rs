@@ -9,7 +9,7 @@ use bonafide_runtime::listener::{ConnectionRegistry, LISTENER_METRICS};
 use bonafide_runtime::telemetry::{MetricDoc, MetricKind, RUNTIME_METRICS, Stability};
 
 use crate::authority::Authorities;
-use crate::store::State;
+use crate::store::Store;
 
 /// The names, for those who count.
 pub mod names {
@@ -41,6 +41,8 @@ pub mod names {
     pub const STORE_COMMIT_SECONDS: &str = "bonafide_server_store_commit_seconds";
     /// Writes to the store.
     pub const STORE_WRITES: &str = "bonafide_server_store_writes_total";
+    /// For how long the shared database has not been heard of.
+    pub const STORE_SILENCE: &str = "bonafide_server_store_silence_seconds";
     /// End of an authority.
     pub const AUTHORITY_NOT_AFTER: &str = "bonafide_server_authority_not_after_seconds";
     /// Calls to the upstream authority.
@@ -149,6 +151,14 @@ pub const METRICS: &[MetricDoc] = &[
         "Writes to the store: `ok`, or `failed` for want of space or by an error of the disk.",
     ),
     doc(
+        names::STORE_SILENCE,
+        MetricKind::Gauge,
+        "seconds",
+        &[],
+        "For how long the database of a group of servers has not been heard of; absent with any other driver. Alert beyond \
+         ten seconds: at `store.postgres.max_cut_off` the server stops to sign.",
+    ),
+    doc(
         names::AUTHORITY_NOT_AFTER,
         MetricKind::Gauge,
         "seconds",
@@ -229,7 +239,11 @@ pub const METRICS: &[MetricDoc] = &[
 ];
 
 /// Reads the state into the gauges.
-pub fn observe(state: &State, authorities: &Authorities, connections: &ConnectionRegistry) {
+pub fn observe(store: &Store, authorities: &Authorities, connections: &ConnectionRegistry) {
+    let state = store.state();
+    if let Some(silence) = store.silence() {
+        metrics::gauge!(names::STORE_SILENCE).set(silence.as_secs_f64());
+    }
     metrics::gauge!(names::ENTRIES).set(state.with_entries(EntryIndex::len) as f64);
     metrics::gauge!(names::AGENTS).set(state.nodes().len() as f64);
     metrics::gauge!(names::BUNDLES).set(state.bundles().len() as f64);

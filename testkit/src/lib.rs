@@ -8,10 +8,12 @@ mod authority;
 mod builders;
 mod clock;
 mod gpu;
+pub mod postgres;
 mod random;
 
 pub use authority::{TestAuthority, TestLeaf};
 pub use builders::{EntryBuilder, NodeBuilder, agent_id, bundle, id, selectors, trust_domain};
 pub use clock::ManualClock;
 pub use gpu::{GpuAuthority, GpuKind, GpuReport, TestGpu, device_id, tcb_info};
+pub use postgres::{Forwarder, Postgres};
 pub use random::SeededRandom;

@@ -71,6 +71,10 @@ pub struct Deployment {
     settings: Settings,
     programs: &'static Programs,
     port: u16,
+    /// Where the agent connects to, when that is not the server of this deployment.
+    agent_port: Option<u16>,
+    /// The socket of the server that is administered, when that is not the one of this deployment.
+    administered: Option<PathBuf>,
     server: Option<Child>,
     agent: Option<Child>,
     // The folder goes last: the processes have it open.
@@ -110,7 +114,16 @@ impl Deployment {
             .and_then(|listener| listener.local_addr())
             .map_err(|error| format!("no port is free: {error}"))?
             .port();
-        let deployment = Self { settings, programs, port, server: None, agent: None, folder };
+        let deployment = Self {
+            settings,
+            programs,
+            port,
+            agent_port: None,
+            administered: None,
+            server: None,
+            agent: None,
+            folder,
+        };
         deployment.write("server.toml", &deployment.server_config())?;
         Ok(deployment)
     }
@@ -138,6 +151,16 @@ impl Deployment {
     /// The port of the server.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Lets the agent, when it is started, connect to this port of this machine.
+    pub fn connect_to(&mut self, port: u16) {
+        self.agent_port = Some(port);
+    }
+
+    /// Uses the server of another deployment wherever this one's own would be administered.
+    pub fn administer(&mut self, other: &Self) {
+        self.administered = Some(other.server_socket());
     }
 
     /// The programs in use.
@@ -206,7 +229,7 @@ discover_workload_path = true
 "#,
             td = self.settings.trust_domain,
             sync = self.settings.sync_interval,
-            port = self.port,
+            port = self.agent_port.unwrap_or(self.port),
             extra = self.settings.agent_extra.replace("{folder}", &folder.to_string()),
         );
         if let Some(token) = token {
@@ -250,10 +273,7 @@ discover_workload_path = true
     /// # Errors
     /// Why it is not, with the end of its log.
     pub fn start_agent(&mut self, token: Option<&str>) -> Result<(), String> {
-        let bundle = self.cli_text(&["bundle", "show", "--format", "pem"])?;
-        self.write("bundle.pem", &bundle)?;
-        let config = self.write("agent.toml", &self.agent_config(token))?.display().to_string();
-        self.agent = Some(self.spawn(&self.programs.agent, "agent.log", &["run", "-c", &config])?);
+        self.launch_agent(token)?;
         eventually("a healthy agent", START, || {
             if let Some(status) = self.agent.as_mut().and_then(exited) {
                 return Err(format!("the agent ended: {status}"));
@@ -261,6 +281,18 @@ discover_workload_path = true
             self.cli(&["health", "agent"]).map(drop)
         })
         .map_err(|error| format!("{error}\n{}", self.log("agent.log")))
+    }
+
+    /// Starts the agent and waits for nothing.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn launch_agent(&mut self, token: Option<&str>) -> Result<(), String> {
+        let bundle = self.cli_text(&["bundle", "show", "--format", "pem"])?;
+        self.write("bundle.pem", &bundle)?;
+        let config = self.write("agent.toml", &self.agent_config(token))?.display().to_string();
+        self.agent = Some(self.spawn(&self.programs.agent, "agent.log", &["run", "-c", &config])?);
+        Ok(())
     }
 
     /// The SPIFFE ID of the one attested agent.
@@ -327,7 +359,7 @@ discover_workload_path = true
         let mut command = Command::new(&self.programs.cli);
         command
             .args(arguments)
-            .env("BONAFIDE_SERVER_SOCKET", self.server_socket())
+            .env("BONAFIDE_SERVER_SOCKET", self.administered.clone().unwrap_or_else(|| self.server_socket()))
             .env("SPIFFE_ENDPOINT_SOCKET", self.endpoint())
             .stdin(Stdio::null());
         command

@@ -138,7 +138,10 @@ pub(crate) fn store_failure(what: &str, error: &StoreError) -> Status {
         StoreError::NotFound(_) => Status::not_found(text),
         StoreError::AlreadyExists { .. } => Status::already_exists(text),
         // Nothing is wrong with the request; it may be repeated.
-        StoreError::Full { .. } | StoreError::Closed => Status::unavailable(text),
+        StoreError::Full { .. }
+        | StoreError::Unreachable { .. }
+        | StoreError::CutOff { .. }
+        | StoreError::Closed => Status::unavailable(text),
         _ => Status::internal(text),
     }
 }

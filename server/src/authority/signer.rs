@@ -3,7 +3,8 @@
 //! Signing reads no store and waits for nothing: the issuer is a snapshot, so an SVID is either wholly of the
 //! authority before a rotation or wholly of the one after it. What was signed is written to the inventory and the
 //! audit log once for each batch ([`Issuing::record`], [`crate::api::Call`]). A store without space does not stop signing: an outage
-//! of the fleet would cost more than a gap in the inventory, and the gap is in the log and the metrics.
+//! of the fleet would cost more than a gap in the inventory, and the gap is in the log and the metrics. A database of a
+//! group that has been away for long does stop it: bans and deletions made elsewhere would not be heeded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::sync::Semaphore;
 use super::Authorities;
 use super::slots::TokenIssuer;
 use crate::status::names;
-use crate::store::{Issuance, IssuedSvid, Store, SvidKind};
+use crate::store::{Issuance, IssuedSvid, Store, StoreError, SvidKind};
 
 /// Lifetimes and names that the configuration gives.
 #[derive(Clone, Debug, Default)]
@@ -243,6 +244,7 @@ impl Issuing {
         preferred_ttl: Duration,
         now: Timestamp,
     ) -> Result<SignedX509, SigningError> {
+        self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.x509();
         let lifetime = living(
             capped(or_default(preferred_ttl, self.config.ttls.ca), now, issuer.not_after()),
@@ -349,6 +351,10 @@ impl Issuing {
     }
 
     fn leaf(&self, issuer: &X509Issuer, leaf: &Leaf<'_>, now: Timestamp) -> Result<SignedX509, SigningError> {
+        // Without its own SVID the server could not even say why it signs nothing else.
+        if leaf.kind != SvidKind::ServerX509 {
+            self.store.current().map_err(SigningError::CutOff)?;
+        }
         let lifetime = living(capped(leaf.ttl, now, issuer.not_after()), issuer.not_after(), now)?;
         let serial = random_serial(&*self.random);
         let certificate = issuer.issue(&LeafProfile {
@@ -382,6 +388,7 @@ impl Issuing {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
+        self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.jwt().ok_or(SigningError::Disabled("JWT"))?;
         let lifetime = living(capped_token(ttl, now, issuer.not_after), issuer.not_after, now)?;
         let serial = jti.clone().unwrap_or_default();
@@ -405,6 +412,7 @@ impl Issuing {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
+        self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.wit().ok_or(SigningError::Disabled("WIT"))?;
         let lifetime = living(capped_token(ttl, now, issuer.not_after), issuer.not_after, now)?;
         let claims =
@@ -430,6 +438,9 @@ pub enum SigningError {
     /// The authority ends before anything it signs could begin. The rotation has failed for long; its log says why.
     #[error("the signing authority expired at {} (unix seconds)", .0.unix_seconds())]
     AuthorityExpired(Timestamp),
+    /// The store is shared, and what is known of it here is too old to act on.
+    #[error(transparent)]
+    CutOff(StoreError),
     /// This kind of SVID is switched off in the configuration.
     #[error("{0} functionality is disabled")]
     Disabled(&'static str),

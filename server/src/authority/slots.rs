@@ -33,7 +33,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::journal;
 use crate::status::names;
-use crate::store::{JournalRecord, Store, StoreError};
+use crate::store::{Bundles as _, Journal as _, JournalRecord, Store, StoreError, Unit};
 use crate::upstream_authority::{UpstreamAuthority, UpstreamError, prove_chain};
 
 /// What the authorities are like.
@@ -215,6 +215,7 @@ impl Authorities {
             None => Vec::new(),
         };
         keys.push(key);
+        self.revoked.learn(&self.store);
         self.revoked.leave_out(&mut keys);
         let mut more = Bundle::empty(self.trust_domain.clone());
         match kind {
@@ -367,6 +368,19 @@ impl Revoked {
         }
         all.push((kind, id.to_owned()));
         true
+    }
+
+    /// Takes over what was revoked at any server of the group.
+    fn learn(&self, store: &Store) {
+        for kind in AuthorityKind::ALL {
+            for id in store.state().revoked(kind) {
+                self.note(kind, &id);
+            }
+        }
+    }
+
+    fn holds(&self, kind: AuthorityKind, id: &str) -> bool {
+        self.all().iter().any(|(of, known)| *of == kind && known == id)
     }
 
     fn forget(&self, id: &str) {
@@ -600,7 +614,12 @@ impl Steps {
     async fn republish(&self, kind: AuthorityKind, now: Timestamp) -> Result<(), AuthorityError> {
         let state = self.state(kind)?;
         let mut more = Bundle::empty(self.config.trust_domain.clone());
-        for slot in state.slots.iter().filter(|slot| self.usable(kind, slot, now)) {
+        self.revoked.learn(&self.store);
+        // Another server may have revoked it while this one was away.
+        let wanted = |slot: &&AuthoritySlot| {
+            self.usable(kind, slot, now) && !self.revoked.holds(kind, &slot.authority_id)
+        };
+        for slot in state.slots.iter().filter(wanted) {
             let Some(material) = state.material.get(&slot.authority_id) else { continue };
             match kind {
                 // Roots are the upstream's, and are looked at right after the start.
@@ -616,6 +635,7 @@ impl Steps {
     }
 
     async fn tick(&mut self, now: Timestamp) -> Result<Timestamp, AuthorityError> {
+        self.revoked.learn(&self.store);
         let mut failed = None;
         for kind in self.enabled() {
             failed = failed.or(self.reconcile(kind, now).await.err());
@@ -631,6 +651,7 @@ impl Steps {
         // Before anything is left out: what was revoked here and has been appended by hand still goes when it is tainted
         // up there.
         self.distrusted.note(&upstream);
+        self.revoked.learn(&self.store);
         self.revoked.leave_out_of(&mut upstream);
         self.merge(&upstream, now).await?;
         let mut failed = self.tell(&upstream, now).await.err();
@@ -653,8 +674,9 @@ impl Steps {
         if !preview.follow(upstream, &distrusted, |der, id| signing.holds(der, id)) {
             return Ok(());
         }
-        let upstream = upstream.clone();
+        let mut upstream = upstream.clone();
         let written = self.store.write(move |unit| {
+            leave_out_revoked(unit, &mut upstream)?;
             journal::change_bundle(unit, &upstream.trust_domain, |bundle| {
                 bundle.follow(&upstream, &distrusted, |der, id| signing.holds(der, id));
                 Ok(())
@@ -721,6 +743,10 @@ impl Steps {
     fn compromised(&self, kind: AuthorityKind, slot: &AuthoritySlot) -> bool {
         let Some(bundle) = self.store.state().bundle(&self.config.trust_domain) else { return false };
         let id = trusted_through(kind, slot);
+        // By another server of the group, before this one saw that it was tainted.
+        if self.revoked.holds(kind, id) && !self.published(kind, slot) {
+            return true;
+        }
         let key = |keys: &[JwtAuthority]| keys.iter().any(|key| key.tainted && key.key_id == id);
         match kind {
             AuthorityKind::X509 => {
@@ -740,10 +766,10 @@ impl Steps {
         let mut next = self.state(kind)?.clone();
         if !old.tainted && self.compromised(kind, &old) {
             next.slots.distrust_old();
-            tracing::warn!(%kind, authority = %old.authority_id, "the old authority is tainted by the upstream");
-        } else if old.tainted && self.upstream.is_some() && !self.published(kind, &old) {
+            tracing::warn!(%kind, authority = %old.authority_id, "the old authority is tainted, by the upstream or another server");
+        } else if old.tainted && !self.published(kind, &old) {
             next.slots.forget_old(&old.authority_id);
-            tracing::warn!(%kind, authority = %old.authority_id, "the old authority is revoked by the upstream");
+            tracing::warn!(%kind, authority = %old.authority_id, "the old authority is revoked, by the upstream or another server");
         } else {
             return Ok(());
         }
@@ -1197,12 +1223,41 @@ async fn publish(store: &Store, more: Bundle) -> Result<(), AuthorityError> {
         return Ok(());
     }
     let written = store.write(move |unit| {
+        let mut more = more;
+        leave_out_revoked(unit, &mut more)?;
         journal::change_bundle(unit, &more.trust_domain.clone(), |bundle| {
             append(bundle, more);
             Ok(())
         })
     });
     written.await?;
+    Ok(())
+}
+
+/// Takes out of `more` what has been revoked anywhere in the group up to this very write, and is not in the bundle: what
+/// somebody has appended again by hand is meant.
+fn leave_out_revoked(unit: &Unit<'_>, more: &mut Bundle) -> Result<(), StoreError> {
+    let stored = unit.bundle(&more.trust_domain);
+    let [x509, jwt, wit] = [
+        unit.revoked(AuthorityKind::X509)?,
+        unit.revoked(AuthorityKind::Jwt)?,
+        unit.revoked(AuthorityKind::Wit)?,
+    ];
+    let known = |keys: &[JwtAuthority], id: &str| keys.iter().any(|key| key.key_id == id);
+    more.jwt_authorities.retain(|key| {
+        !jwt.contains(&key.key_id) || stored.as_ref().is_some_and(|b| known(&b.jwt_authorities, &key.key_id))
+    });
+    more.wit_authorities.retain(|key| {
+        !wit.contains(&key.key_id) || stored.as_ref().is_some_and(|b| known(&b.wit_authorities, &key.key_id))
+    });
+    if !x509.is_empty() {
+        let revoked =
+            |der: &[u8]| inspect(der).ok().and_then(|info| info.ski).is_some_and(|id| x509.contains(&id));
+        more.x509_authorities.retain(|root| {
+            let stored = stored.as_ref().map_or(&[][..], |bundle| &bundle.x509_authorities);
+            stored.iter().any(|known| known.certificate == root.certificate) || !revoked(&root.certificate)
+        });
+    }
     Ok(())
 }
 

@@ -39,6 +39,13 @@ const ATTESTOR: &str = "this node attestor does not exist here: its agents must 
                         the rest x509pop, sshpop, tpm_devid, http_challenge and join tokens";
 const PUBLISHER: &str = "bundles are not published by the server: publish what `bonafide bundle show --format spiffe` prints, \
                          by a timer";
+const DATABASE_IAM: &str = "passwords made by AWS IAM do not exist here: give the database's role a password or a client certificate, and \
+                            write a connection string with it";
+const ONE_CONNECTION: &str = "a server has one connection to the database here";
+const MYSQL_TLS: &str = "it is for MySQL; with PostgreSQL the connection string says it";
+const CONTENT: &str = "what is in SPIRE's database is not read: move the entries with `spire-server entry show -output json` and \
+                       `bonafide entry import`, federated bundles with `spire-server bundle list -output json` and `bonafide bundle \
+                       import`; agents attest anew";
 const PIPE: &str = "named pipes exist on Windows only";
 const PQ: &str = "key exchange that withstands quantum computers cannot be required";
 
@@ -141,14 +148,22 @@ const ROWS: &[Row] = &[
     row("health_checks.bind_port", Used),
     row("health_checks.ready_path", Used),
     row("health_checks.live_path", Used),
-    row(
-        "plugins.DataStore.*",
-        Left(
-            "entries, agents and bundles do not lie in an SQL database here, and are not read from one: move the entries \
-             with `spire-server entry show -output json` and `bonafide entry import`, federated bundles with `spire-server bundle \
-             list -output json` and `bonafide bundle import`; agents attest anew",
-        ),
-    ),
+    row("plugins.DataStore.sql", Used),
+    row("plugins.DataStore.sql.database_type", Used),
+    row("plugins.DataStore.sql.database_type.*", Block),
+    row("plugins.DataStore.sql.database_type.*.region", Used),
+    row("plugins.DataStore.sql.database_type.*.access_key_id", Used),
+    row("plugins.DataStore.sql.database_type.*.secret_access_key", Used),
+    row("plugins.DataStore.sql.connection_string", Used),
+    row("plugins.DataStore.sql.ro_connection_string", Moot("every read is answered from memory here")),
+    row("plugins.DataStore.sql.max_open_conns", Moot(ONE_CONNECTION)),
+    row("plugins.DataStore.sql.max_idle_conns", Moot(ONE_CONNECTION)),
+    row("plugins.DataStore.sql.conn_max_lifetime", Moot(ONE_CONNECTION)),
+    row("plugins.DataStore.sql.disable_migration", Moot("the tables of this server need no migration")),
+    row("plugins.DataStore.sql.root_ca_path", Moot(MYSQL_TLS)),
+    row("plugins.DataStore.sql.client_cert_path", Moot(MYSQL_TLS)),
+    row("plugins.DataStore.sql.client_key_path", Moot(MYSQL_TLS)),
+    row("plugins.DataStore.*", Left("this store does not exist here: choose one with store.driver")),
     row("plugins.KeyManager.disk", Used),
     row(
         "plugins.KeyManager.disk.keys_path",
@@ -317,6 +332,7 @@ fn compose(import: &mut Import<'_>) {
     base(import);
     address(import);
     authority(import);
+    datastore(import);
     shared::health(import, "listen.health_address");
     x509pop(import);
     node_attestors(import);
@@ -433,6 +449,37 @@ fn authority(import: &mut Import<'_>) {
     }
     import.set("authority.disable_wit_svids", !wit, "server.experimental.feature_flags", None);
     issuer(import, "server.experimental.wit_issuer", "authority.wit_issuer", !wit);
+}
+
+/// The database stays PostgreSQL where it was that, with tables of our own beside SPIRE's; others become files.
+fn datastore(import: &mut Import<'_>) {
+    const PLUGIN: &str = "plugins.DataStore.sql";
+    if !import.has(PLUGIN) {
+        return;
+    }
+    import.left(PLUGIN, CONTENT);
+    let kind = format!("{PLUGIN}.database_type");
+    if !import.names(&format!("{kind}.*")).is_empty() {
+        return import.left(&kind, DATABASE_IAM);
+    }
+    match import.text(&kind).as_deref() {
+        Some("postgres") => {
+            import.set("store.driver", "postgres", &kind, None);
+            let path = format!("{}/postgres", own_folder(import));
+            let secret = format!("{PLUGIN}.connection_string");
+            let why = format!(
+                "secrets are read from files: write it to {path}, of mode 0600; TLS is verified whatever its sslmode says, \
+                 unless that is disable"
+            );
+            import.left(&secret, &why);
+            let comment = "Put the connection string there, in a file that only the server's user can read.";
+            import.set("store.postgres.connection_string_path", path, "", Some(comment));
+        }
+        Some("mysql") => {
+            import.left(&kind, "MySQL is not used here: one server keeps files, a group shares PostgreSQL")
+        }
+        _ => {}
+    }
 }
 
 fn issuer(import: &mut Import<'_>, setting: &str, key: &str, disabled: bool) {
@@ -780,7 +827,7 @@ mod tests {
     #[test]
     fn defaults_stay_those_of_spire() {
         let (config, translation) = import(&format!(
-            "{LEAST}plugins {{ DataStore \"sql\" {{ plugin_data {{ connection_string = \"hidden\" }} }} KeyManager \"disk\" {{ plugin_data {{ keys_path = \"k\" }} }} }}"
+            "{LEAST}plugins {{ DataStore \"sql\" {{ plugin_data {{ database_type = \"sqlite3\" connection_string = \"hidden\" }} }} KeyManager \"disk\" {{ plugin_data {{ keys_path = \"k\" }} }} }}"
         ));
         assert_eq!(config.listen.admin_socket, Path::new("/tmp/spire-server/private/api.sock"));
         assert_eq!(config.data_dir, Path::new("/var/lib/spire/bonafide"));
@@ -794,6 +841,30 @@ mod tests {
         assert_eq!(left(&translation), ["plugins.DataStore.sql"]);
         assert!(!translation.text.contains("hidden"), "{}", translation.text);
         assert!(translation.text.contains("bonafide entry import"), "{}", translation.text);
+    }
+
+    #[test]
+    fn a_group_stays_on_postgresql_and_its_secret_out_of_the_file() {
+        let (config, translation) = import(&format!(
+            "{LEAST}plugins {{ DataStore \"sql\" {{ plugin_data {{ database_type = \"postgres\" max_open_conns = 5 connection_string = \
+             \"dbname=spire password=hidden\" }} }} KeyManager \"disk\" {{ plugin_data {{ keys_path = \"k\" }} }} }}"
+        ));
+        assert_eq!(config.store.driver, crate::store::DriverKind::Postgres);
+        let path = "/var/lib/spire/bonafide/postgres".into();
+        let found = config.store.postgres.map(|postgres| postgres.connection_string);
+        assert_eq!(found, Some(crate::store::ConnectionSecret::File(path)));
+        assert_eq!(left(&translation), ["plugins.DataStore.sql", "plugins.DataStore.sql.connection_string"]);
+        assert!(!translation.text.contains("hidden"), "{}", translation.text);
+        for other in ["mysql", "aws_postgres\" { region = \"r\" } #"] {
+            let text = format!(
+                "{LEAST}plugins {{ DataStore \"sql\" {{ plugin_data {{\n database_type \"{other}\"\n }} }} KeyManager \"disk\" {{ plugin_data \
+                 {{ keys_path = \"k\" }} }} }}"
+            );
+            let text = text.replace("database_type \"mysql\"", "database_type = \"mysql\"");
+            let (config, translation) = import(&text);
+            assert_eq!(config.store.driver, crate::store::DriverKind::Sled, "{other}");
+            assert!(left(&translation).iter().any(|left| left.contains("database_type")), "{other}");
+        }
     }
 
     #[test]

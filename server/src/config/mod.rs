@@ -31,14 +31,14 @@ use crate::node_attestor::k8s_psat::ClusterSettings;
 use crate::node_attestor::oidc::IssuerSettings;
 use crate::node_attestor::template::Template;
 use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
-use crate::store::DriverKind;
+use crate::store::{ConnectionSecret, DriverKind, PostgresConfig, kv};
 use crate::upstream_authority::Address;
 use crate::upstream_authority::cert_manager::CertManagerIssuer;
 use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
 pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
     Raw, RawAudit, RawAuthority, RawCertManager, RawKeyManager, RawListen, RawMemory, RawNodeAttestor,
-    RawPrune, RawStore, RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
+    RawPostgres, RawPrune, RawStore, RawUpstream, RawUpstreamDisk, RawUpstreamSpire, RawVault, RawX509Pop,
 };
 
 /// Where the local administration socket lies when neither the configuration nor a flag says otherwise.
@@ -198,6 +198,8 @@ pub struct StoreSettings {
     pub path: PathBuf,
     /// Memory that the driver may use as cache, in bytes.
     pub cache_bytes: u64,
+    /// The database that a group of servers shares; for the driver `postgres` only.
+    pub postgres: Option<PostgresConfig>,
 }
 
 /// How nodes prove what they are.
@@ -729,16 +731,87 @@ fn store(raw: RawStore, data_dir: &Path, problems: &mut Problems<'_>) -> Option<
         "store.path",
         "has no effect with store.driver = \"memory\"",
     );
+    problems.check(
+        driver != DriverKind::Postgres || raw.cache_mib.is_none(),
+        "store.cache_mib",
+        "has no effect with store.driver = \"postgres\"",
+    );
     let cache_mib = raw.cache_mib.unwrap_or(32);
     problems.check((1..=1 << 20).contains(&cache_mib), "store.cache_mib", "must be from 1 to 1048576");
     let default = match driver {
         DriverKind::Redb => "store.redb",
-        DriverKind::Sled | DriverKind::Memory => "store",
+        DriverKind::Sled | DriverKind::Memory | DriverKind::Postgres => "store",
+    };
+    let postgres = match (driver, raw.postgres) {
+        (DriverKind::Postgres, raw) => Some(postgres(raw.unwrap_or_default(), problems)?),
+        (_, Some(_)) => {
+            problems.push("store.postgres", "has no effect without store.driver = \"postgres\"");
+            None
+        }
+        (_, None) => None,
     };
     Some(StoreSettings {
+        postgres,
         driver,
         path: raw.path.unwrap_or_else(|| data_dir.join(default)),
         cache_bytes: u64::from(cache_mib) * 1024 * 1024,
+    })
+}
+
+/// The environment variable that may hold the connection string.
+const CONNECTION_STRING: &str = "BONAFIDE_STORE_CONNECTION_STRING";
+
+fn postgres(raw: RawPostgres, problems: &mut Problems<'_>) -> Option<PostgresConfig> {
+    let from_environment = std::env::var(CONNECTION_STRING).ok();
+    let given = (raw.connection_string, raw.connection_string_path, from_environment);
+    let connection_string = match given {
+        (Some(_), Some(_), _) => {
+            problems
+                .push("store.postgres.connection_string_path", "cannot be given beside connection_string");
+            None
+        }
+        (Some(text), None, _) | (None, None, Some(text)) => {
+            let checked = kv::check_connection_string(&text);
+            problems.take("store.postgres.connection_string", checked).map(|()| ConnectionSecret::Text(text))
+        }
+        (None, Some(path), _) => Some(ConnectionSecret::File(path)),
+        (None, None, None) => {
+            problems.push(
+                "store.postgres.connection_string",
+                format!(
+                    "is required: set it, connection_string_path, or {CONNECTION_STRING} in the environment"
+                ),
+            );
+            None
+        }
+    };
+    problems.check(
+        raw.client_certificate_path.is_some() == raw.client_key_path.is_some(),
+        "store.postgres.client_key_path",
+        "must be given together with client_certificate_path",
+    );
+    let default = PostgresConfig::DEFAULT_TIMEOUT;
+    let timeout = duration(problems, "store.postgres.timeout", raw.timeout, default)?;
+    let shortest = Duration::from_secs(1);
+    problems.check(
+        (shortest..=60 * shortest).contains(&timeout),
+        "store.postgres.timeout",
+        "must be from 1s to 1m",
+    );
+    let default = PostgresConfig::DEFAULT_MAX_CUT_OFF;
+    let max_cut_off = duration(problems, "store.postgres.max_cut_off", raw.max_cut_off, default)?;
+    problems.check(
+        (3 * shortest..=24 * HOUR).contains(&max_cut_off),
+        "store.postgres.max_cut_off",
+        "must be from 3s to 24h",
+    );
+    Some(PostgresConfig {
+        connection_string: connection_string?,
+        ca_path: raw.ca_path,
+        client_certificate_path: raw.client_certificate_path,
+        client_key_path: raw.client_key_path,
+        timeout,
+        max_cut_off,
     })
 }
 
@@ -895,7 +968,7 @@ mod tests {
             ca_ttl = "one day"
             ca_key_type = "ec-p521"
             [store]
-            driver = "postgres"
+            driver = "mysql"
             [key_manager.disk]
             [key_manager.memory]
             [node_attestor.x509pop]
@@ -930,6 +1003,20 @@ mod tests {
         for (text, key) in [
             ("[audit]\nenabled = false\nfile = \"/x\"", "audit.file"),
             ("[store]\ndriver = \"memory\"\npath = \"/x\"", "store.path"),
+            ("[store.postgres]\nconnection_string = \"host=a dbname=b\"", "store.postgres"),
+            ("[store]\ndriver = \"postgres\"", "store.postgres.connection_string"),
+            (
+                "[store]\ndriver = \"postgres\"\n[store.postgres]\nconnection_string = \"host=db\"",
+                "store.postgres.connection_string",
+            ),
+            (
+                "[store]\ndriver = \"postgres\"\n[store.postgres]\nconnection_string_path = \"/x\"\nclient_key_path = \"/y\"",
+                "store.postgres.client_key_path",
+            ),
+            (
+                "[store]\ndriver = \"postgres\"\n[store.postgres]\nconnection_string_path = \"/x\"\ntimeout = \"2m\"",
+                "store.postgres.timeout",
+            ),
             ("[prune]\ntofu_nodes = true", "prune.tofu_nodes"),
             (
                 "[node_attestor.x509pop]\nca_bundle_path = \"/x\"\nspiffe_prefix = \"/y/\"",
@@ -1014,7 +1101,7 @@ mod tests {
     fn the_reference_lists_exactly_the_keys_that_are_read() {
         let raw: Raw = parse_toml(
             Path::new("x"),
-            "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
+            "[key_manager.disk]\n[key_manager.memory]\n[store.postgres]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
              [node_attestor.sshpop]\n[node_attestor.tpm_devid]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\

@@ -139,6 +139,16 @@ raw! {
         driver: Option<String>,
         path: Option<PathBuf>,
         cache_mib: Option<u32>,
+        postgres: Option<RawPostgres>,
+    }
+    RawPostgres {
+        connection_string: Option<String>,
+        connection_string_path: Option<PathBuf>,
+        ca_path: Option<PathBuf>,
+        client_certificate_path: Option<PathBuf>,
+        client_key_path: Option<PathBuf>,
+        timeout: Option<HumanDuration>,
+        max_cut_off: Option<HumanDuration>,
     }
     RawNodeAttestor {
         spiffe_id_selector: Option<bool>,

@@ -106,7 +106,9 @@ impl NodeAttestor for JoinToken {
         let token = std::str::from_utf8(attempt.payload).map_err(|_| unknown())?.to_owned();
         let taken =
             self.store.write(move |unit| unit.token_take(&token)).await.map_err(|error| match error {
-                StoreError::Full { .. } => AttestError::Unavailable(format!("failed to attest: {error}")),
+                StoreError::Full { .. } | StoreError::Unreachable { .. } => {
+                    AttestError::Unavailable(format!("failed to attest: {error}"))
+                }
                 error => AttestError::Internal(format!("failed to attest: {error}")),
             })?;
         let token = taken.ok_or_else(unknown)?;

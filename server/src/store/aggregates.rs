@@ -1,7 +1,7 @@
 //! What the store keeps beside the domain types of `bonafide_identity`, and one small trait per aggregate.
 //!
 //! The traits are the seam between the rest of the server and a kind of store: [`Unit`](super::Unit) implements them
-//! over a key-value database, a store shared by several servers will implement them over SQL. A closure given to
+//! over a key-value database, that of one server or one shared by several. A closure given to
 //! [`Store::write`](super::Store::write) uses them on its unit of work, sees its own writes and those of every write
 //! before it, and leaves nothing behind when it returns an error.
 
@@ -126,7 +126,7 @@ pub trait Relationships {
     ) -> Result<Arc<FederationRelationship>, StoreError>;
 }
 
-/// The journal of the server's own authorities.
+/// The journal of the server's own authorities; those of other servers of a group are not seen here.
 pub trait Journal {
     /// Every record of a kind, oldest first.
     fn journal(&self, kind: AuthorityKind) -> Result<Vec<JournalRecord>, StoreError>;
@@ -136,6 +136,12 @@ pub trait Journal {
 
     /// Removes the record of an authority; removing what is not there is no error.
     fn journal_delete(&mut self, kind: AuthorityKind, authority_id: &str) -> Result<(), StoreError>;
+
+    /// Key identifiers of what administrators have revoked of this kind, at whichever server of the group.
+    fn revoked(&self, kind: AuthorityKind) -> Result<Vec<String>, StoreError>;
+
+    /// Removes the records of other servers whose authorities ended two weeks ago, and says how many.
+    fn journals_prune(&mut self, now: Timestamp) -> Result<usize, StoreError>;
 }
 
 /// The log of issued SVIDs.

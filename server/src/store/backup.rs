@@ -20,7 +20,7 @@ use super::expect::{ExpectFile, path_for, sync_parent};
 use super::kv::{self, Batch};
 use super::record::{self, Table, Tally};
 use super::writer::{self, BackupStep, Command, Pair};
-use super::{DriverKind, Store, StoreConfig, StoreError, random_id, write_header};
+use super::{DriverKind, Store, StoreConfig, StoreError, load, random_id, write_header};
 
 const MAGIC: &[u8; 8] = b"BFBACKUP";
 const VERSION: u32 = 1;
@@ -217,6 +217,9 @@ pub fn restore(
             "a store in memory cannot be restored: it ends with the process".into(),
         ));
     }
+    if config.driver == DriverKind::Postgres {
+        return restore_shared(source, config, existing, now).map(|()| info);
+    }
     if let Some(folder) = config.path.parent() {
         fs::create_dir_all(folder).map_err(|error| StoreError::io(folder, error))?;
     }
@@ -237,7 +240,7 @@ pub fn restore(
 /// Writes all records of the backup into a new database at `staging`.
 fn fill(source: &Path, config: &StoreConfig, staging: &Path) -> Result<Header, StoreError> {
     let fail = |error| StoreError::from_kv(error, staging);
-    let driver = kv::driver(config.driver, staging, config.cache_bytes);
+    let driver = kv::driver(&StoreConfig { path: staging.to_owned(), ..config.clone() }, "");
     let mut database = driver.open().map_err(fail)?;
     let mut reader = Reader::open(source)?;
     let mut batch = Batch::default();
@@ -261,6 +264,61 @@ fn fill(source: &Path, config: &StoreConfig, staging: &Path) -> Result<Header, S
     };
     write_header(&mut *database, &header, staging)?;
     Ok(header)
+}
+
+/// Makes the backup the content of a database that a group of servers shares, in one transaction. What was there stays
+/// beside it, in tables of another name. The servers must not be running: each has seen another store, and says so.
+fn restore_shared(
+    source: &Path,
+    config: &StoreConfig,
+    existing: Existing,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let driver = kv::driver(config, "");
+    let shared = driver.shared().ok_or(StoreError::NotFound("database"))?;
+    let file = PathBuf::from(shared.describe());
+    let fail = |error| StoreError::from_kv(error, &file);
+    // As a server of this machine would, so that none has it open.
+    let held = match ExpectFile::open(&config.path) {
+        Ok(held) => held,
+        Err(StoreError::Corrupt { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let former = load::read_header(&*driver.open().map_err(fail)?, &file)?;
+    if existing == Existing::Refuse && former.is_some() {
+        return Err(StoreError::Mismatch {
+            path: file,
+            what: "there is a store already: give another database, or ask for it to be moved aside".into(),
+        });
+    }
+    let mut place = shared.replace(&format!("before_restore_{}", now.unix_seconds())).map_err(fail)?;
+    let mut reader = Reader::open(source)?;
+    let (mut batch, mut bytes) = (Batch::default(), 0);
+    while let Some(records) = reader.next()? {
+        for (key, value) in records {
+            bytes += key.len() + value.len();
+            batch.put(key, value);
+            if bytes >= RESTORE_BATCH {
+                place.add(&std::mem::take(&mut batch)).map_err(fail)?;
+                bytes = 0;
+            }
+        }
+    }
+    // Beyond what a server that is running after all could take for the continuation of what it knows.
+    let before = former.map_or(0, |former| former.sequence).max(reader.header.sequence);
+    let header = Header { store_id: random_id().to_vec(), sequence: before + 2, ..reader.header.clone() };
+    let key = Table::Header.key(&[]);
+    let (_, value) = record::seal(&key, header.sequence, &header.encode_to_vec());
+    batch.put(key, value);
+    place.add(&batch).map_err(fail)?;
+    place.finish(header.sequence).map_err(fail)?;
+    drop(held);
+    match fs::remove_file(path_for(&config.path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::io(path_for(&config.path), error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Makes sure that neither a database nor an expected-state file is where the store shall be.

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::kv::KvError;
 
@@ -62,6 +63,23 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// The database of the group cannot be reached. Reads and signing go on for a while, writes as soon as it is back.
+    #[error("the store's database {database} cannot be reached: {what}; writes resume by themselves{}",
+            if *confirmed { "" } else { " (whether this write will be kept is decided then)" })]
+    Unreachable {
+        /// The database, without secrets.
+        database: String,
+        /// What is known of the reason.
+        what: String,
+        /// True when the write is certainly not in the store.
+        confirmed: bool,
+    },
+    /// The database of the group has not been heard of for so long that what is in memory is no basis to sign on.
+    #[error("this server has not heard of the store's database for {}s, and signs nothing until it does", silence.as_secs())]
+    CutOff {
+        /// For how long.
+        silence: Duration,
+    },
     /// The writer is gone: the server is shutting down, or the writer failed before and said why in the log.
     #[error("the store is closed")]
     Closed,
@@ -102,6 +120,9 @@ impl StoreError {
             KvError::Full => Self::Full { path: file, confirmed: true },
             KvError::Busy => Self::Busy { path: file },
             KvError::Damaged(what) => Self::corrupt(file, what),
+            KvError::Unreachable(what) => {
+                Self::Unreachable { database: file.display().to_string(), what, confirmed: true }
+            }
             KvError::Io(source) => Self::Io { path: file, source },
         }
     }

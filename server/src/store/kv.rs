@@ -7,7 +7,9 @@
 //!
 //! One suite (`tests/it/store_kv.rs`) runs against every driver.
 
+mod connection_string;
 mod memory;
+mod postgres;
 mod redb;
 mod sled;
 
@@ -17,9 +19,10 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+pub use connection_string::{ConnectionStringError, check as check_connection_string};
 pub use memory::Memory;
 
-use super::DriverKind;
+use super::{DriverKind, StoreConfig};
 
 /// An ordered set of keys with values.
 ///
@@ -27,6 +30,11 @@ use super::DriverKind;
 pub trait KeyValue: Send {
     /// The value of `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError>;
+
+    /// The values of `keys`, in their order: one question where asking costs a journey.
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Vec<Option<Vec<u8>>>, KvError> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
 
     /// Calls `visit` for each key of `range` in ascending order of bytes, until it breaks.
     fn scan(&self, range: &Range, visit: Visitor<'_>) -> Result<(), KvError>;
@@ -37,6 +45,73 @@ pub trait KeyValue: Send {
 
     /// Bytes that the database occupies.
     fn size(&self) -> Result<u64, KvError>;
+
+    /// The same database as one that other servers write to as well; `None` for one that is this process's alone.
+    fn shared(&mut self) -> Option<&mut dyn Shared> {
+        None
+    }
+}
+
+/// A database that several servers write to, one at a time, with a log of what they committed.
+///
+/// After an error it must be opened anew, as after a failed [`KeyValue::commit`].
+pub trait Shared {
+    /// Begins a transaction beside which nobody else has one. Gives the present value of `lock`, the record that is locked
+    /// for it, and the first [`News`] after commit `after`.
+    fn begin(&mut self, lock: &[u8], after: u64) -> Result<(Vec<u8>, News), KvError>;
+
+    /// What was committed after commit `after`, some at a time. Within a transaction nothing
+    /// is added.
+    fn news(&mut self, after: u64) -> Result<News, KvError>;
+
+    /// Ends the transaction: `batch` and the log's `entry` for commit `sequence` are durable, both or neither. Wakes the
+    /// other servers.
+    fn commit_logged(&mut self, batch: &Batch, sequence: u64, entry: &[u8]) -> Result<(), KvError>;
+
+    /// Ends the transaction without a trace.
+    fn end(&mut self) -> Result<(), KvError>;
+
+    /// Puts the first record and the log's entry for `sequence` into a database that is void. Does nothing in another.
+    fn found(&mut self, key: &[u8], value: &[u8], sequence: u64) -> Result<(), KvError>;
+}
+
+/// What the log of a shared database says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum News {
+    /// What followed, in the order of the commits and without gaps.
+    Entries {
+        /// Entries of the log.
+        entries: Vec<Vec<u8>>,
+        /// There are more.
+        more: bool,
+    },
+    /// The log does not know the commit that was asked after: it begins later, or the database is another.
+    Unknown,
+}
+
+/// What a driver of a shared database does besides opening it.
+pub trait SharedDriver {
+    /// The database, in words that hold no secret.
+    fn describe(&self) -> String;
+
+    /// `wake` is called when another server has committed, and when the connection is lost.
+    fn on_news(&self, wake: Box<dyn Fn() + Send + Sync>);
+
+    /// The database as it is at this moment, for reading only, while others go on.
+    fn snapshot(&self) -> Result<Box<dyn KeyValue>, KvError>;
+
+    /// Puts all that is there aside under a name with `suffix`, and gives a void database in its place; nobody sees any of
+    /// it before [`Replacing::finish`].
+    fn replace(&self, suffix: &str) -> Result<Box<dyn Replacing>, KvError>;
+}
+
+/// A database that is about to take the place of another.
+pub trait Replacing {
+    /// Adds records.
+    fn add(&mut self, batch: &Batch) -> Result<(), KvError>;
+
+    /// Begins the log at `sequence` and shows everything.
+    fn finish(&mut self, sequence: u64) -> Result<(), KvError>;
 }
 
 /// What [`KeyValue::scan`] calls with each key and value.
@@ -47,8 +122,14 @@ pub trait Driver: Send {
     /// Opens the database, creating it where it does not exist.
     fn open(&self) -> Result<Box<dyn KeyValue>, KvError>;
 
-    /// The file that holds the data, for messages and for the check that it exists. `None` when nothing is on a disk.
+    /// The file that holds the data, for messages and for the check that it exists. `None` when nothing is on a disk
+    /// of this machine.
     fn file(&self) -> Option<&Path>;
+
+    /// The same, for a database that several servers share.
+    fn shared(&self) -> Option<&dyn SharedDriver> {
+        None
+    }
 }
 
 /// Why a database could not do what it was asked.
@@ -63,6 +144,9 @@ pub enum KvError {
     /// What is on the disk is not what was written.
     #[error("{0}")]
     Damaged(String),
+    /// The database is on another machine and does not answer.
+    #[error("{0}")]
+    Unreachable(String),
     /// The file system failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -164,19 +248,17 @@ impl Batch {
     }
 }
 
-/// The driver for `kind` on `path`.
-pub fn driver(kind: DriverKind, path: &Path, cache_bytes: u64) -> Box<dyn Driver> {
-    match kind {
+/// The driver that `config` names. `server` tells this server from the others that share the database.
+pub fn driver(config: &StoreConfig, server: &str) -> Box<dyn Driver> {
+    let (path, cache_bytes) = (config.path.clone(), config.cache_bytes);
+    match config.driver {
         DriverKind::Memory => Box::new(Volatile),
-        DriverKind::Sled => Box::new(OnDisk {
-            path: path.to_owned(),
-            file: sled::data_file(path),
-            cache_bytes,
-            open: sled::open,
-        }),
-        DriverKind::Redb => {
-            Box::new(OnDisk { path: path.to_owned(), file: path.to_owned(), cache_bytes, open: redb::open })
+        DriverKind::Sled => {
+            let file = sled::data_file(&path);
+            Box::new(OnDisk { path, file, cache_bytes, open: sled::open })
         }
+        DriverKind::Redb => Box::new(OnDisk { file: path.clone(), path, cache_bytes, open: redb::open }),
+        DriverKind::Postgres => Box::new(postgres::Postgres::new(config.postgres.clone(), server)),
     }
 }
 

@@ -90,7 +90,11 @@ pub(super) fn load(
                 let unreadable = |error: codec::DecodeError| corrupt(error.to_string());
                 let twice = |what: &str| corrupt(format!("two {what} records are in the same place"));
                 match table {
-                    Table::Header | Table::Journal | Table::Issuance => {}
+                    Table::Header | Table::Issuance => {}
+                    Table::Journal => {
+                        let record = codec::read_journal(opened.payload).map_err(unreadable)?;
+                        tables.revoked.insert(key.to_vec(), record.revoked);
+                    }
                     Table::Token => tokens += 1,
                     Table::Spent => spent += 1,
                     Table::Entry => {

@@ -17,6 +17,8 @@ mod expect;
 pub mod kv;
 mod load;
 mod record;
+mod replay;
+mod shared;
 mod snapshot;
 mod state;
 mod unit;
@@ -28,6 +30,7 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -43,6 +46,7 @@ pub use aggregates::{
 };
 pub use backup::{BackupInfo, Existing, restore, verify_backup};
 pub use error::StoreError;
+pub use shared::{ConnectionSecret, PostgresConfig};
 pub use state::{EntriesGuard, KEPT_CHANGES, State};
 pub use unit::Unit;
 
@@ -50,7 +54,8 @@ use codec::Header;
 use expect::{ExpectFile, Expected};
 use kv::{Batch, Driver, KeyValue, KvError};
 use record::Table;
-use writer::{Command, Trouble, Write, Writer};
+use shared::Heard;
+use writer::{Command, Sharing, Trouble, Write, Writer};
 
 /// Reads the payload of a record, of which `key` says the table, and writes what it read: what checks the reader
 /// without a database, with bytes that no database of ours would hold.
@@ -62,6 +67,15 @@ pub fn rewritten(key: &[u8], payload: &[u8]) -> Result<Vec<u8>, StoreError> {
     codec::rewritten(table, payload).map_err(|error| StoreError::corrupt("(record)", error.to_string()))
 }
 
+/// Reads a message from the log of a shared database as if it came first, with its checksums put right: what checks the
+/// reader without a database.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_log_entry(message: &[u8]) -> Result<(), String> {
+    replay::check(message)
+}
+
 /// Which database is under the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverKind {
@@ -71,6 +85,8 @@ pub enum DriverKind {
     Sled,
     /// redb.
     Redb,
+    /// PostgreSQL, shared by a group of servers.
+    Postgres,
 }
 
 impl DriverKind {
@@ -80,6 +96,7 @@ impl DriverKind {
             Self::Memory => "memory",
             Self::Sled => "sled",
             Self::Redb => "redb",
+            Self::Postgres => "postgres",
         }
     }
 }
@@ -94,7 +111,7 @@ impl FromStr for DriverKind {
     type Err = UnknownDriver;
 
     fn from_str(text: &str) -> Result<Self, UnknownDriver> {
-        [Self::Memory, Self::Sled, Self::Redb]
+        [Self::Memory, Self::Sled, Self::Redb, Self::Postgres]
             .into_iter()
             .find(|kind| kind.as_str() == text)
             .ok_or_else(|| UnknownDriver(text.to_owned()))
@@ -103,7 +120,7 @@ impl FromStr for DriverKind {
 
 /// No driver has this name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown store driver {0:?}: use sled, redb or memory")]
+#[error("unknown store driver {0:?}: use sled, redb, postgres or memory")]
 pub struct UnknownDriver(String);
 
 /// Where a store is and what it is.
@@ -111,12 +128,15 @@ pub struct UnknownDriver(String);
 pub struct StoreConfig {
     /// The database under it.
     pub driver: DriverKind,
-    /// sled: a folder; redb: a file. `<path>.expect` lies beside it. Not used by the memory driver.
+    /// sled: a folder; redb: a file. `<path>.expect` lies beside it. PostgreSQL: only that file, and `<path>.server` with
+    /// the identity of this server. Not used by the memory driver.
     pub path: PathBuf,
     /// Bytes that the database may use for its cache. The state in memory comes on top.
     pub cache_bytes: u64,
     /// A store belongs to one trust domain and refuses to open for another.
     pub trust_domain: TrustDomain,
+    /// Where the database of a group of servers is; for that driver only.
+    pub postgres: Option<PostgresConfig>,
 }
 
 impl StoreConfig {
@@ -125,7 +145,13 @@ impl StoreConfig {
 
     /// A store that is gone with the process.
     pub fn memory(trust_domain: TrustDomain) -> Self {
-        Self { driver: DriverKind::Memory, path: PathBuf::new(), cache_bytes: 0, trust_domain }
+        Self {
+            driver: DriverKind::Memory,
+            path: PathBuf::new(),
+            cache_bytes: 0,
+            trust_domain,
+            postgres: None,
+        }
     }
 }
 
@@ -162,7 +188,11 @@ struct Inner {
     config: StoreConfig,
     clock: SharedClock,
     state: Arc<State>,
-    commands: Mutex<Option<mpsc::Sender<Command>>>,
+    commands: Arc<Mutex<Option<mpsc::Sender<Command>>>>,
+    /// How fresh the state is, where others write as well.
+    heard: Option<Arc<Heard>>,
+    /// The database, for messages.
+    database: String,
     /// Bounds the writes that wait; also what makes `write` wait instead of piling up closures.
     queue: Arc<Semaphore>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -180,18 +210,29 @@ impl Store {
     /// has it open, [`StoreError::Mismatch`] when it belongs to another trust domain or a newer version, and errors of
     /// the file system.
     pub fn open(config: StoreConfig, clock: SharedClock) -> Result<(Self, LoadedState), StoreError> {
-        let driver = kv::driver(config.driver, &config.path, config.cache_bytes);
-        Self::open_with(config, clock, driver)
+        let server = match config.driver {
+            DriverKind::Postgres => shared::identity(&config.path)?,
+            DriverKind::Memory | DriverKind::Sled | DriverKind::Redb => String::new(),
+        };
+        let driver = kv::driver(&config, &server);
+        Self::open_with(config, clock, driver, server)
     }
 
     fn open_with(
         config: StoreConfig,
         clock: SharedClock,
         driver: Box<dyn Driver>,
+        server: String,
     ) -> Result<(Self, LoadedState), StoreError> {
         let start = Instant::now();
-        let file = driver.file().map_or_else(|| PathBuf::from("(memory)"), Path::to_owned);
-        let (expect, database, header, created) = open_checked(&config, &*driver, &file)?;
+        let file = match driver.shared() {
+            Some(shared) => PathBuf::from(shared.describe()),
+            None => driver.file().map_or_else(|| PathBuf::from("(memory)"), Path::to_owned),
+        };
+        let (expect, database, header, created) = match driver.shared() {
+            Some(_) => open_shared(&config, &*driver, &file)?,
+            None => open_checked(&config, &*driver, &file)?,
+        };
         if header.trust_domain != config.trust_domain.as_str() {
             return Err(StoreError::Mismatch {
                 path: config.path,
@@ -201,7 +242,15 @@ impl Store {
                 ),
             });
         }
-        let loaded = load::load(&*database, header, &config.trust_domain, &file)?;
+        let loaded = match driver.shared() {
+            None => load::load(&*database, header, &config.trust_domain, &file)?,
+            // Others may be writing: all of it has to be of one moment.
+            Some(shared) => {
+                let still = shared.snapshot().map_err(|error| StoreError::from_kv(error, &file))?;
+                let header = load::read_header(&*still, &file)?.unwrap_or(header);
+                load::load(&*still, header, &config.trust_domain, &file)?
+            }
+        };
         let state = Arc::new(loaded.state);
         let found = LoadedState {
             created,
@@ -214,6 +263,23 @@ impl Store {
             epoch: loaded.header.epoch,
             elapsed: start.elapsed(),
         };
+        let (send, receive) = mpsc::channel();
+        let commands = Arc::new(Mutex::new(Some(send)));
+        let sharing = driver.shared().map(|shared| {
+            let limit =
+                config.postgres.as_ref().map_or(PostgresConfig::DEFAULT_MAX_CUT_OFF, |at| at.max_cut_off);
+            let called = Arc::new(AtomicBool::new(false));
+            shared.on_news(waker(&commands, &called));
+            Sharing {
+                server,
+                heard: Arc::new(Heard::new(start, limit)),
+                called,
+                poll_at: Instant::now(),
+                nonce: RandomState::new().hash_one(0),
+            }
+        });
+        let described = file.display().to_string();
+        let heard = sharing.as_ref().map(|sharing| sharing.heard.clone());
         let writer = Writer {
             driver,
             database: Some(database),
@@ -225,8 +291,8 @@ impl Store {
             change_records: loaded.change_records,
             trouble: Trouble::default(),
             snapshot: None,
+            sharing,
         };
-        let (send, receive) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&receive))
@@ -235,7 +301,9 @@ impl Store {
             config,
             clock,
             state,
-            commands: Mutex::new(Some(send)),
+            commands,
+            heard,
+            database: described,
             queue: Arc::new(Semaphore::new(QUEUE)),
             writer: Mutex::new(Some(thread)),
         };
@@ -255,6 +323,7 @@ impl Store {
         T: Send + 'static,
         F: FnOnce(&mut Unit<'_>) -> Result<T, StoreError> + Send + 'static,
     {
+        self.inner.reachable()?;
         let permit = self.inner.queue.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let (reply, answer) = oneshot::channel();
         self.inner.send(Command::Write(Box::new(Write::new(closure, reply)), permit))?;
@@ -264,6 +333,21 @@ impl Store {
     /// What the store holds, in memory.
     pub fn state(&self) -> &Arc<State> {
         &self.inner.state
+    }
+
+    /// Whether what is in memory is recent enough to sign on. Always, for a store that nobody else writes to; for one that
+    /// is shared, while its database has been heard of within `max_cut_off`.
+    ///
+    /// # Errors
+    /// [`StoreError::CutOff`].
+    pub fn current(&self) -> Result<(), StoreError> {
+        let silence = self.inner.heard.as_ref().and_then(|heard| heard.too_long(Instant::now()));
+        silence.map_or(Ok(()), |silence| Err(StoreError::CutOff { silence }))
+    }
+
+    /// For how long the shared database has not been heard of; `None` for a store that nobody else writes to.
+    pub fn silence(&self) -> Option<Duration> {
+        self.inner.heard.as_ref().map(|heard| heard.silence(Instant::now()))
     }
 
     /// The configuration that it was opened with.
@@ -315,6 +399,12 @@ impl Inner {
         let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         let commands = commands.as_ref().ok_or(StoreError::Closed)?;
         commands.send(command).map_err(|_| StoreError::Closed)
+    }
+
+    /// Refuses at once while the database is known to be lost: whoever waits would only learn it later.
+    fn reachable(&self) -> Result<(), StoreError> {
+        let Some(what) = self.heard.as_ref().and_then(|heard| heard.why_lost()) else { return Ok(()) };
+        Err(StoreError::Unreachable { database: self.database.clone(), what, confirmed: true })
     }
 
     /// Lets the writer finish and waits for it.
@@ -416,6 +506,88 @@ fn open_checked(config: &StoreConfig, driver: &dyn Driver, file: &Path) -> Resul
         expect.advance(&holds, Instant::now())?;
         expect.sync()?;
     }
+    Ok((Some(expect), database, header, created))
+}
+
+/// Sends the writer after the news, unless it is on its way already.
+fn waker(
+    commands: &Arc<Mutex<Option<mpsc::Sender<Command>>>>,
+    called: &Arc<AtomicBool>,
+) -> Box<dyn Fn() + Send + Sync> {
+    // Not an owner: the driver that calls it belongs to the thread that ends when the last sender is gone.
+    let (commands, called) = (Arc::downgrade(commands), called.clone());
+    Box::new(move || {
+        if called.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(commands) = commands.upgrade()
+            && let Some(commands) = &*commands.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            // A writer that has ended wants no news.
+            let _ = commands.send(Command::News);
+        }
+    })
+}
+
+/// Opens a database that others use as well, and holds it against what this server has seen of it before.
+fn open_shared(config: &StoreConfig, driver: &dyn Driver, file: &Path) -> Result<Checked, StoreError> {
+    let fail = |error| StoreError::from_kv(error, file);
+    let known = ExpectFile::open(&config.path)?;
+    let mut database = driver.open().map_err(|error| match error {
+        KvError::Busy => StoreError::Mismatch {
+            path: file.to_owned(),
+            what: format!(
+                "a server with the identity in {}.server is connected already: give each server a data_dir of its own",
+                config.path.display()
+            ),
+        },
+        error => StoreError::from_kv(error, file),
+    })?;
+    let mut found = load::read_header(&*database, file)?;
+    let mut created = false;
+    if found.is_none() {
+        if known.as_ref().is_some_and(|(_, expected)| expected.sequence > 0) {
+            return Err(StoreError::corrupt(file, "it is empty, and this server has seen it full"));
+        }
+        let header = first_header(config, random_id());
+        let key = Table::Header.key(&[]);
+        let (_, value) = record::seal(&key, header.sequence, &header.encode_to_vec());
+        let shared = database.shared().ok_or_else(|| StoreError::corrupt(file, "it cannot be shared"))?;
+        shared.found(&key, &value, header.sequence).map_err(fail)?;
+        found = load::read_header(&*database, file)?;
+        created = found.as_ref() == Some(&header);
+    }
+    let header = found.ok_or_else(|| StoreError::corrupt(file, "it holds records but no header"))?;
+    let holds = writer::expected(&header);
+    let Some((mut expect, expected)) = known else {
+        return Ok((Some(ExpectFile::create(&config.path, &holds)?), database, header, created));
+    };
+    let beside = || expect::path_for(&config.path).display().to_string();
+    if holds.store_id != expected.store_id {
+        let what = format!(
+            "it is not the database that {} belongs to; remove that file if it was restored",
+            beside()
+        );
+        return Err(StoreError::corrupt(file, what));
+    }
+    if holds.sequence < expected.sequence
+        || (holds.sequence == expected.sequence && holds.count != expected.count)
+    {
+        return Err(StoreError::corrupt(
+            file,
+            format!(
+                "it ends with commit {} ({} records) where this server has seen commit {} ({} records): a standby that \
+                 lacked the last commits took over, or an older copy was restored; remove {} to accept the loss",
+                holds.sequence,
+                holds.count,
+                expected.sequence,
+                expected.count,
+                beside()
+            ),
+        ));
+    }
+    expect.advance(&holds, Instant::now())?;
+    expect.sync()?;
     Ok((Some(expect), database, header, created))
 }
 

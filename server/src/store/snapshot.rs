@@ -15,8 +15,10 @@ use super::writer::Pair;
 const PART: usize = 512 << 10;
 
 /// A copy in progress.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Snapshot {
+    /// A database that stands still by itself.
+    source: Option<Box<dyn KeyValue>>,
     /// Keys up to here, included, are copied.
     cursor: Option<Vec<u8>>,
     /// Former values of keys behind the cursor; `None` where there was none.
@@ -25,9 +27,16 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
+    /// A copy of a database that shows one moment, whatever is written to it meanwhile.
+    pub(super) fn of(source: Box<dyn KeyValue>) -> Self {
+        Self { source: Some(source), ..Self::default() }
+    }
+
     /// Notes that `key` is about to change.
     pub(super) fn keep(&mut self, key: &[u8], former: Option<&[u8]>) {
-        let copied = self.done || self.cursor.as_ref().is_some_and(|cursor| key <= &cursor[..]);
+        let copied = self.done
+            || self.source.is_some()
+            || self.cursor.as_ref().is_some_and(|cursor| key <= &cursor[..]);
         if !copied && !self.former.contains_key(key) {
             self.former.insert(key.to_vec(), former.map(<[u8]>::to_vec));
         }
@@ -36,6 +45,8 @@ impl Snapshot {
     /// The next records, as they were when the copy began, without the header; nothing when all are copied.
     pub(super) fn next(&mut self, database: &dyn KeyValue) -> Result<Vec<Pair>, KvError> {
         let mut part: Vec<Pair> = Vec::new();
+        let source = self.source.take();
+        let database = source.as_deref().unwrap_or(database);
         while part.is_empty() && !self.done {
             let range = self.cursor.as_ref().map_or_else(Range::all, |cursor| Range::after(cursor));
             let (mut bytes, mut last) = (0, None);
@@ -61,6 +72,7 @@ impl Snapshot {
             let former = std::mem::replace(&mut self.former, later);
             part.extend(former.into_iter().filter_map(|(key, value)| Some((key, value?))));
         }
+        self.source = source;
         part.sort_unstable();
         Ok(part)
     }

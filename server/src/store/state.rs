@@ -11,7 +11,9 @@ use std::ops::{Bound, Deref};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use bonafide_identity::{AttestedNode, Bundle, Entry, EntryId, EntryIndex, SpiffeId, TrustDomain};
+use bonafide_identity::{
+    AttestedNode, AuthorityKind, Bundle, Entry, EntryId, EntryIndex, SpiffeId, TrustDomain,
+};
 use tokio::sync::watch;
 
 use super::aggregates::{Change, FederationRelationship};
@@ -36,6 +38,8 @@ pub(super) struct Tables {
     pub(super) bundles: Rows<TrustDomain, Bundle>,
     pub(super) relationships: Rows<TrustDomain, FederationRelationship>,
     pub(super) changes: Changes,
+    /// What each record of the authorities' journals says is revoked, by the key of the record.
+    pub(super) revoked: BTreeMap<Vec<u8>, Vec<String>>,
 }
 
 /// A value and its place in the listing order.
@@ -145,6 +149,17 @@ impl State {
         read(&self.tables).relationships.page(after, limit, |_| true)
     }
 
+    /// Key identifiers of what has been revoked of `kind`, by any server of the group.
+    pub fn revoked(&self, kind: AuthorityKind) -> Vec<String> {
+        let prefix = super::record::Table::Journal.key(&[super::codec::kind_number(kind)]);
+        let tables = read(&self.tables);
+        let of_kind = tables.revoked.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        let mut all: Vec<String> = of_kind.flat_map(|(_, ids)| ids.iter().cloned()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
     pub(super) fn new(trust_domain: TrustDomain, entries: EntryIndex, tables: Tables) -> Self {
         let epoch = tables.changes.last;
         Self {
@@ -187,6 +202,12 @@ impl State {
             tables.nodes.apply(commit.nodes);
             tables.bundles.apply(commit.bundles);
             tables.relationships.apply(commit.relationships);
+            for (key, revoked) in commit.journals {
+                match revoked {
+                    Some(revoked) => drop(tables.revoked.insert(key, revoked)),
+                    None => drop(tables.revoked.remove(&key)),
+                }
+            }
             for change in commit.changes {
                 tables.changes.push(change);
             }
@@ -198,6 +219,23 @@ impl State {
                 self.bundles.send_replace(epoch);
             }
         }
+    }
+}
+
+impl State {
+    /// Takes over everything from `newer`, a later state of the same store, and wakes everybody who waits.
+    pub(super) fn replace(&self, newer: Self) {
+        let spent = newer.spent();
+        let epoch = {
+            let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+            let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+            *entries = newer.entries.into_inner().unwrap_or_else(PoisonError::into_inner);
+            *tables = newer.tables.into_inner().unwrap_or_else(PoisonError::into_inner);
+            self.spent.store(spent, Ordering::Relaxed);
+            tables.changes.last
+        };
+        self.epoch.send_replace(epoch);
+        self.bundles.send_replace(epoch);
     }
 }
 
@@ -230,6 +268,8 @@ pub(super) struct Applied {
     pub(super) relationships: HashMap<TrustDomain, (u64, Option<Arc<FederationRelationship>>)>,
     pub(super) changes: Vec<Change>,
     pub(super) bundles_changed: bool,
+    /// Revocations by record of the journal.
+    pub(super) journals: HashMap<Vec<u8>, Option<Vec<String>>>,
     /// Used tokens more (or fewer) than before.
     pub(super) spent: i64,
 }

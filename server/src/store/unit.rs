@@ -52,6 +52,7 @@ impl Overlay {
         self.applied.nodes.extend(unit.applied.nodes);
         self.applied.bundles.extend(unit.applied.bundles);
         self.applied.relationships.extend(unit.applied.relationships);
+        self.applied.journals.extend(unit.applied.journals);
         self.applied.changes.extend(unit.applied.changes);
         self.applied.bundles_changed |= unit.applied.bundles_changed;
         self.applied.spent += unit.applied.spent;
@@ -79,6 +80,8 @@ pub struct Unit<'a> {
     pub(super) state: &'a State,
     pub(super) database: &'a dyn KeyValue,
     pub(super) file: &'a Path,
+    /// Whose journal the unit sees; empty in a store of one server.
+    pub(super) server: &'a str,
     pub(super) group: &'a Overlay,
     pub(super) own: Overlay,
     /// Set when the database failed to answer: the writer then opens it anew.
@@ -347,6 +350,9 @@ impl Bundles for Unit<'_> {
 
 impl JoinTokens for Unit<'_> {
     fn token_create(&mut self, token: &JoinToken) -> Result<(), StoreError> {
+        if token.value.len() > MAX_TOKEN {
+            return Err(StoreError::refused(format!("a join token may have {MAX_TOKEN} bytes at most")));
+        }
         let key = Table::Token.key(token.value.as_bytes());
         if self.payload(&key)?.is_some() {
             return Err(StoreError::AlreadyExists { what: "join token" });
@@ -450,7 +456,7 @@ impl Relationships for Unit<'_> {
 
 impl Journal for Unit<'_> {
     fn journal(&self, kind: AuthorityKind) -> Result<Vec<JournalRecord>, StoreError> {
-        let range = Range::prefix(&Table::Journal.key(&[codec::kind_number(kind)]));
+        let range = Range::prefix(&journal_key(self.server, kind, ""));
         let records = self.collect(&range, usize::MAX, |_| Ok(true))?;
         let mut records = records
             .iter()
@@ -462,13 +468,47 @@ impl Journal for Unit<'_> {
     }
 
     fn journal_put(&mut self, record: &JournalRecord) -> Result<(), StoreError> {
-        self.own.put(journal_key(record.kind, &record.slot.authority_id), codec::journal(record));
+        let key = journal_key(self.server, record.kind, &record.slot.authority_id);
+        self.own.put(key.clone(), codec::journal(record));
+        self.own.applied.journals.insert(key, Some(record.revoked.clone()));
         Ok(())
     }
 
     fn journal_delete(&mut self, kind: AuthorityKind, authority_id: &str) -> Result<(), StoreError> {
-        self.own.delete(journal_key(kind, authority_id));
+        let key = journal_key(self.server, kind, authority_id);
+        self.own.delete(key.clone());
+        self.own.applied.journals.insert(key, None);
         Ok(())
+    }
+
+    fn revoked(&self, kind: AuthorityKind) -> Result<Vec<String>, StoreError> {
+        let range = Range::prefix(&Table::Journal.key(&[codec::kind_number(kind)]));
+        let fresh = [&self.group.applied.journals, &self.own.applied.journals];
+        if fresh.iter().all(|journals| journals.is_empty()) {
+            return Ok(self.state.revoked(kind));
+        }
+        let mut all = Vec::new();
+        for (_, payload) in self.collect(&range, usize::MAX, |_| Ok(true))? {
+            all.extend(codec::read_journal(&payload).map_err(|error| self.corrupt(error))?.revoked);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    fn journals_prune(&mut self, now: Timestamp) -> Result<usize, StoreError> {
+        let own = AuthorityKind::ALL.map(|kind| journal_key(self.server, kind, ""));
+        let over = |payload: &[u8]| {
+            Ok(codec::read_journal(payload)?.slot.not_after.saturating_add(FORGOTTEN) <= now)
+        };
+        let mut found = self.collect(&Table::Journal.all(), usize::MAX, over)?;
+        found.retain(|(key, _)| own.iter().all(|own| !key.starts_with(own)));
+        let count = found.len();
+        for (key, _) in found {
+            self.own.delete(key.clone());
+            self.own.applied.journals.insert(key, None);
+        }
+        Ok(count)
     }
 }
 
@@ -518,6 +558,9 @@ impl ChangeLog for Unit<'_> {
     }
 }
 
+/// The value is a key, and keys that are much longer than this fit into no index.
+const MAX_TOKEN: usize = 1024;
+
 /// Records of the issuance log are kept below the size at which drivers cut values.
 const SVIDS_PER_RECORD: usize = 28;
 
@@ -538,8 +581,14 @@ fn name_key(table: Table, trust_domain: &TrustDomain) -> Vec<u8> {
     table.key(trust_domain.as_str().as_bytes())
 }
 
-fn journal_key(kind: AuthorityKind, authority_id: &str) -> Vec<u8> {
+/// In a group each server has a journal of its own: its identity stands between two zeros, which no authority ID holds.
+fn journal_key(server: &str, kind: AuthorityKind, authority_id: &str) -> Vec<u8> {
     let mut key = Table::Journal.key(&[codec::kind_number(kind)]);
+    if !server.is_empty() {
+        key.push(0);
+        key.extend_from_slice(server.as_bytes());
+        key.push(0);
+    }
     key.extend_from_slice(authority_id.as_bytes());
     key
 }
@@ -548,6 +597,9 @@ fn journal_key(kind: AuthorityKind, authority_id: &str) -> Vec<u8> {
 fn issuance_end(not_after: Timestamp) -> [u8; 8] {
     u64::try_from(not_after.unix_seconds()).unwrap_or(0).to_be_bytes()
 }
+
+/// How long after its end an authority of another server stays in the journal: what it revoked may be needed longer.
+const FORGOTTEN: std::time::Duration = std::time::Duration::from_secs(14 * 86_400);
 
 /// Attestations decide by the time at which they began; none takes as long as this.
 const SPENT_LONGER: std::time::Duration = std::time::Duration::from_secs(300);

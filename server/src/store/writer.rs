@@ -8,12 +8,17 @@
 //! read). What it then holds decides: the old header means that the group is lost and its writers are told so; the
 //! group's header means that it got through after all. While the database cannot be opened, writes are refused at once
 //! and reads go on from the state. A disk that is nearly full is not tried at all: [`RESERVE`].
+//!
+//! A database that several servers share is locked for the length of a group: what others have committed since is applied
+//! to the state first, in their order, so a closure sees the present whoever made it. Between groups the thread reads the
+//! log when it is told that there is something in it, and once a second in any case.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,9 +29,11 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::StoreError;
 use super::codec::{self, Header};
 use super::expect::{ExpectFile, Expected};
-use super::kv::{Batch, Driver, KeyValue, KvError};
-use super::load::read_header;
+use super::kv::{Batch, Driver, KeyValue, KvError, News, Shared};
+use super::load::{load, read_header};
 use super::record::{self, Table, Tally};
+use super::replay;
+use super::shared::{Heard, POLL_EVERY};
 use super::snapshot::Snapshot;
 use super::state::{KEPT_CHANGES, State};
 use super::unit::{Overlay, Unit};
@@ -55,6 +62,8 @@ pub(super) enum Command {
     Write(Box<dyn Job>, OwnedSemaphorePermit),
     /// Begin, go on with or end a backup.
     Backup(BackupStep),
+    /// Another server has committed, or the connection is lost.
+    News,
     /// Bytes of the database.
     Size(oneshot::Sender<Result<u64, StoreError>>),
     /// Sync everything and stop.
@@ -133,6 +142,21 @@ pub(super) struct Writer {
     pub(super) change_records: VecDeque<u64>,
     pub(super) trouble: Trouble,
     pub(super) snapshot: Option<Snapshot>,
+    /// `None` for a database that is this server's alone.
+    pub(super) sharing: Option<Sharing>,
+}
+
+/// What only a database needs that several servers share.
+pub(super) struct Sharing {
+    /// Which of them this is.
+    pub(super) server: String,
+    pub(super) heard: Arc<Heard>,
+    /// A [`Command::News`] is on its way.
+    pub(super) called: Arc<AtomicBool>,
+    /// When the log is read next without a call.
+    pub(super) poll_at: Instant,
+    /// Tells the commits of this process from those of its predecessors.
+    pub(super) nonce: u64,
 }
 
 /// What is wrong at present.
@@ -150,7 +174,29 @@ pub(super) struct Trouble {
 
 enum Cause {
     Full,
+    Unreachable(String),
     Other(String),
+}
+
+impl From<KvError> for Cause {
+    fn from(error: KvError) -> Self {
+        match error {
+            KvError::Full => Self::Full,
+            KvError::Unreachable(what) => Self::Unreachable(what),
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+/// What opening the database anew told of the group whose commit had failed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    /// It is in the database.
+    Kept,
+    /// It is not.
+    Lost,
+    /// The log does not go back to it any more.
+    Untold,
 }
 
 /// A group on its way into the database.
@@ -159,6 +205,8 @@ struct Group {
     header: Header,
     /// Records of the change log after this group.
     change_records: VecDeque<u64>,
+    /// What it leaves in the log of a shared database.
+    entry: Vec<u8>,
 }
 
 impl Writer {
@@ -179,6 +227,7 @@ impl Writer {
                     drop(jobs);
                 }
                 Command::Backup(step) => self.backup(step),
+                Command::News => self.follow(),
                 Command::Size(reply) => {
                     let size = self.ready().and_then(|()| {
                         self.database().size().map_err(|error| StoreError::from_kv(error, &self.file))
@@ -199,12 +248,19 @@ impl Writer {
     /// The next command; meanwhile the expected state is synced when it is due.
     fn receive(&mut self, commands: &Receiver<Command>) -> Option<Command> {
         loop {
-            let Some(due) = self.expect.as_ref().and_then(ExpectFile::due) else {
+            let sync = self.expect.as_ref().and_then(ExpectFile::due);
+            let poll = self.sharing.as_ref().map(|sharing| sharing.poll_at);
+            let Some(due) = sync.into_iter().chain(poll).min() else {
                 return commands.recv().ok();
             };
             match commands.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(command) => return Some(command),
-                Err(RecvTimeoutError::Timeout) => self.sync_expected(false),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.sync_expected(false);
+                    if poll.is_some_and(|poll| poll <= Instant::now()) {
+                        self.follow();
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
@@ -234,7 +290,7 @@ impl Writer {
         commands: &Receiver<Command>,
         waiting: &mut VecDeque<Command>,
     ) -> Vec<OwnedSemaphorePermit> {
-        if let Err(error) = self.ready() {
+        if let Err(error) = self.ready().and_then(|()| self.begin()) {
             first.0.finish(Err(error));
             return vec![first.1];
         }
@@ -242,12 +298,14 @@ impl Writer {
         let mut jobs = Vec::new();
         let mut permits = Vec::new();
         let failed = Cell::new(false);
+        let server = self.sharing.as_ref().map_or("", |sharing| &sharing.server);
         let mut next = Some(first);
         while let Some((mut job, permit)) = next.take() {
             let mut unit = Unit {
                 state: &self.state,
                 database: self.database(),
                 file: &self.file,
+                server,
                 group: &group,
                 own: Overlay::after_row(group.last_row),
                 failed: &failed,
@@ -271,7 +329,7 @@ impl Writer {
             }
         }
         let committed =
-            if group.payloads.is_empty() { Ok(()) } else { self.measured_commit(group, jobs.len()) };
+            if group.payloads.is_empty() { self.end() } else { self.measured_commit(group, jobs.len()) };
         match committed {
             Ok(()) => jobs.into_iter().for_each(|job| job.finish(Ok(()))),
             Err(error) => {
@@ -281,7 +339,7 @@ impl Writer {
             }
         }
         if failed.get() {
-            self.database = None;
+            self.lose();
         }
         permits
     }
@@ -301,27 +359,34 @@ impl Writer {
         if self.free_space().is_some_and(|free| free < needed) {
             return Err(Failure::Full { confirmed: true });
         }
-        let (batch, group) = self.seal(overlay).map_err(|error| {
-            self.database = None;
-            Failure::Error(error.to_string())
+        let (batch, group) = self.seal(overlay).map_err(|error| match error {
+            StoreError::Unreachable { what, .. } => {
+                self.trouble.cause = Some(Cause::Unreachable(what.clone()));
+                self.lose();
+                Failure::Unreachable { what, confirmed: true }
+            }
+            error => {
+                self.lose();
+                Failure::Error(error.to_string())
+            }
         })?;
         let database = self.database.as_mut().expect("`ready` was called before");
-        let Err(error) = database.commit(&batch) else {
+        let committed = match database.shared() {
+            Some(shared) => shared.commit_logged(&batch, group.header.sequence, &group.entry),
+            None => database.commit(&batch),
+        };
+        let Err(error) = committed else {
             self.committed(group);
             return Ok(());
         };
         tracing::warn!(%error, sequence = group.header.sequence, "a commit failed; the store is opened anew");
-        self.database = None;
         self.trouble.pending = Some(group);
-        self.trouble.cause = Some(match error {
-            KvError::Full => Cause::Full,
-            other => Cause::Other(other.to_string()),
-        });
-        let sequence = self.header.sequence;
+        self.trouble.cause = Some(error.into());
+        self.lose();
         match self.reopen() {
-            Ok(()) if self.header.sequence > sequence => Ok(()),
-            Ok(()) => Err(self.failure(true)),
-            Err(()) => Err(self.failure(false)),
+            Ok(Settled::Kept) => Ok(()),
+            Ok(Settled::Lost) => Err(self.failure(true)),
+            Ok(Settled::Untold) | Err(()) => Err(self.failure(false)),
         }
     }
 
@@ -352,14 +417,17 @@ impl Writer {
         }
 
         let mut tally = Tally { count: self.header.count, digest: self.header.digest };
+        let mut removed = Tally::default();
         let mut entries = self.header.entries;
         let mut batch = Batch::default();
-        for (key, payload) in payloads {
-            let former = self.database().get(key).map_err(fail)?;
+        let keys: Vec<&[u8]> = payloads.keys().copied().collect();
+        let formers = self.database().get_many(&keys).map_err(fail)?;
+        for ((key, payload), former) in payloads.into_iter().zip(formers) {
             if let Some(former) = &former {
                 let opened = record::open(key, former);
-                tally
-                    .remove(opened.map_err(|error| StoreError::corrupt(&self.file, error.to_string()))?.seal);
+                let seal = opened.map_err(|error| StoreError::corrupt(&self.file, error.to_string()))?.seal;
+                tally.remove(seal);
+                removed.add(seal);
             }
             if let Some(snapshot) = &mut self.snapshot {
                 snapshot.keep(key, former.as_deref());
@@ -389,21 +457,217 @@ impl Writer {
         let key = Table::Header.key(&[]);
         let (_, value) = record::seal(&key, sequence, &header.encode_to_vec());
         batch.put(key, value);
-        Ok((batch, Group { overlay, header, change_records }))
+        let entry = self.sharing.as_mut().map_or_else(Vec::new, |sharing| {
+            sharing.nonce = sharing.nonce.wrapping_add(1);
+            let Sharing { server, nonce, .. } = sharing;
+            replay::write(server, *nonce, sequence, &batch, removed, overlay.applied.spent)
+        });
+        Ok((batch, Group { overlay, header, change_records, entry }))
     }
 
     /// A group is on the disk: show it.
     fn committed(&mut self, group: Group) {
-        self.header = group.header;
         self.change_records = group.change_records;
-        if let Some(expect) = &mut self.expect {
-            let expected = expected(&self.header);
-            if let Err(error) = expect.advance(&expected, Instant::now()) {
-                // The database is ahead of it, which is no error; the next commit tries again.
-                tracing::warn!(%error, "the expected state of the store could not be written");
+        self.advance(group.header);
+        self.state.apply(group.overlay.applied);
+        self.heard();
+    }
+
+    /// The database holds the commit that `header` tells of.
+    fn advance(&mut self, header: Header) {
+        self.header = header;
+        let Some(expect) = &mut self.expect else { return };
+        if let Err(error) = expect.advance(&expected(&self.header), Instant::now()) {
+            // The database is ahead of it, which is no error; the next commit tries again.
+            tracing::warn!(%error, "the expected state of the store could not be written");
+        }
+    }
+
+    /// Memory holds all that the database holds, as of now.
+    fn heard(&self) {
+        if let Some(sharing) = &self.sharing {
+            sharing.heard.note(Instant::now());
+        }
+    }
+
+    /// Lets go of a database that failed.
+    fn lose(&mut self) {
+        self.database = None;
+        let Some(sharing) = &self.sharing else { return };
+        sharing.heard.lost(Some(match &self.trouble.cause {
+            Some(Cause::Unreachable(what) | Cause::Other(what)) => what.clone(),
+            Some(Cause::Full) => KvError::Full.to_string(),
+            None => "the connection is lost".to_owned(),
+        }));
+    }
+
+    fn shared(&mut self) -> &mut dyn Shared {
+        let shared = self.database.as_mut().and_then(|database| database.shared());
+        shared.expect("called only for a shared database that is open")
+    }
+
+    /// Locks a shared database, and brings memory to where it is.
+    fn begin(&mut self) -> Result<(), StoreError> {
+        if self.sharing.is_none() {
+            return Ok(());
+        }
+        let begun = self.begin_shared();
+        begun.map_err(|error| self.failed(error))
+    }
+
+    fn begin_shared(&mut self) -> Result<(), Cut> {
+        for _ in 0..2 {
+            let sequence = self.header.sequence;
+            let (header, news) = self.shared().begin(&Table::Header.key(&[]), sequence)?;
+            match news {
+                News::Entries { entries, more } => {
+                    self.take_in(entries, more)?;
+                    return self.same(&header);
+                }
+                // Reading everything takes longer than others may be kept waiting.
+                News::Unknown => {
+                    self.shared().end()?;
+                    self.reload()?;
+                }
             }
         }
-        self.state.apply(group.overlay.applied);
+        Err(KvError::Unreachable("the log moves faster than this server can read the store".into()).into())
+    }
+
+    /// Makes sure that the header in the database is the one that the log has led to.
+    fn same(&self, header: &[u8]) -> Result<(), Cut> {
+        let key = Table::Header.key(&[]);
+        let opened = record::open(&key, header).map_err(|error| Cut::Fatal(error.to_string()))?;
+        let header = Header::read(opened.payload).map_err(|error| Cut::Fatal(error.to_string()))?;
+        self.follows(&header)?;
+        if header == self.header {
+            return Ok(());
+        }
+        Err(Cut::Fatal(format!("its commit {} is not the one that this server knows", header.sequence)))
+    }
+
+    /// Makes sure that `header` can be a later one of this store.
+    fn follows(&self, header: &Header) -> Result<(), Cut> {
+        if header.store_id != self.header.store_id {
+            return Err(Cut::Fatal("it is another store than this server opened".into()));
+        }
+        if header.sequence < self.header.sequence {
+            return Err(Cut::Fatal(format!(
+                "it ends with commit {} where commit {} has been: it went back",
+                header.sequence, self.header.sequence
+            )));
+        }
+        Ok(())
+    }
+
+    /// Ends a transaction that wrote nothing.
+    fn end(&mut self) -> Result<(), Failure> {
+        if self.sharing.is_some()
+            && let Err(error) = self.shared().end()
+        {
+            // Nothing was written, so nothing failed for those who asked; the next one finds the database closed.
+            tracing::warn!(%error, "the store's database is lost");
+            self.trouble.cause = Some(error.into());
+            self.lose();
+        }
+        Ok(())
+    }
+
+    /// Applies what others have committed, and tries to open a database that is lost.
+    fn follow(&mut self) {
+        let Some(sharing) = &mut self.sharing else { return };
+        sharing.called.store(false, Ordering::Release);
+        sharing.poll_at = Instant::now() + POLL_EVERY;
+        if self.trouble.fatal.is_some() {
+            return;
+        }
+        if self.database.is_none() {
+            // Said when it was lost, and by each write meanwhile.
+            let _ = self.ready();
+            return;
+        }
+        let sequence = self.header.sequence;
+        let caught_up = match self.shared().news(sequence) {
+            Ok(News::Entries { entries, more }) => self.take_in(entries, more),
+            Ok(News::Unknown) => self.reload(),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = caught_up {
+            self.failed(error);
+        }
+    }
+
+    /// Applies entries of the log, in their order, and then all that come after them.
+    fn take_in(&mut self, mut entries: Vec<Vec<u8>>, mut more: bool) -> Result<(), Cut> {
+        loop {
+            for entry in entries {
+                self.replay(&entry)?;
+            }
+            if !more {
+                self.heard();
+                return Ok(());
+            }
+            let sequence = self.header.sequence;
+            (entries, more) = match self.shared().news(sequence)? {
+                News::Entries { entries, more } => (entries, more),
+                News::Unknown => {
+                    return Err(KvError::Unreachable("the log was shortened meanwhile".into()).into());
+                }
+            };
+        }
+    }
+
+    fn replay(&mut self, entry: &[u8]) -> Result<(), Cut> {
+        let replayed = replay::read(entry, &self.header, &self.state).map_err(Cut::Fatal)?;
+        self.change_records.retain(|last| !replayed.change_records_gone.contains(last));
+        self.change_records.extend(replayed.change_records);
+        self.advance(replayed.header);
+        self.state.apply(replayed.applied);
+        Ok(())
+    }
+
+    /// Reads everything: this server was away for longer than the log goes back.
+    fn reload(&mut self) -> Result<(), Cut> {
+        let Some(shared) = self.driver.shared() else { return Ok(()) };
+        let database = shared.snapshot()?;
+        let wrong = |error: StoreError| Cut::Fatal(error.to_string());
+        let header = read_header(&*database, &self.file).map_err(wrong)?;
+        let header = header.ok_or_else(|| Cut::Fatal("it has no header any more".into()))?;
+        self.follows(&header)?;
+        let loaded = load(&*database, header, self.state.trust_domain(), &self.file).map_err(wrong)?;
+        tracing::info!(
+            from = self.header.sequence,
+            to = loaded.header.sequence,
+            "the log does not go back to this server's last commit; the store was read anew"
+        );
+        self.change_records = loaded.change_records;
+        self.advance(loaded.header);
+        self.state.replace(loaded.state);
+        self.heard();
+        Ok(())
+    }
+
+    /// Draws the consequences of a failure outside a commit.
+    fn failed(&mut self, error: Cut) -> StoreError {
+        match error {
+            Cut::Fatal(what) => {
+                self.database = None;
+                // Whoever writes shall hear the reason.
+                if let Some(sharing) = &self.sharing {
+                    sharing.heard.lost(None);
+                }
+                tracing::error!(file = %self.file.display(), "{what}; writes are refused until the server is restarted");
+                self.trouble.fatal = Some(what.clone());
+                StoreError::corrupt(&self.file, what)
+            }
+            Cut::Passing(error) => {
+                tracing::warn!(%error, "the store's database is lost; it is opened anew");
+                self.trouble.cause = Some(error.into());
+                self.lose();
+                let failure = self.failure(true);
+                self.refusal(&failure)
+            }
+        }
     }
 
     /// Makes sure that the database is open, or says why it is not.
@@ -415,19 +679,84 @@ impl Writer {
             return Ok(());
         }
         let patient = self.trouble.retry.is_some_and(|(at, _)| Instant::now() < at);
-        if patient || self.reopen().is_err() {
+        if patient || self.reopen().is_err() || self.database.is_none() {
             let failure = self.failure(true);
             return Err(self.refusal(&failure));
         }
         Ok(())
     }
 
-    /// Opens the database and finds out what became of the pending group.
-    fn reopen(&mut self) -> Result<(), ()> {
-        let opened = self.open_waiting_for_lock().map_err(|error| match error {
-            KvError::Full => Cause::Full,
-            other => Cause::Other(other.to_string()),
+    fn patience(&mut self, cause: Cause) {
+        let wait = self.trouble.retry.map_or(RETRY_FIRST, |(_, wait)| (2 * wait).min(RETRY_MOST));
+        self.trouble.retry = Some((Instant::now() + wait, wait));
+        self.trouble.cause = Some(cause);
+    }
+
+    /// As [`Self::reopen`], for a database that goes on without us. The lock is had before the log is read, so that a
+    /// commit of ours that the database may still be working on has ended either way.
+    fn reopen_shared(&mut self) -> Result<Settled, ()> {
+        let opened = self.driver.open().map_err(Cut::Passing).and_then(|mut database| {
+            let shared = database.shared().ok_or_else(|| Cut::Fatal("it is not shared any more".into()))?;
+            let news = shared.begin(&Table::Header.key(&[]), self.header.sequence)?;
+            Ok((database, news))
         });
+        let (database, (header, news)) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.give_up(error);
+                return Err(());
+            }
+        };
+        self.database = Some(database);
+        let pending = self.trouble.pending.take();
+        let had = pending.is_some();
+        let mut settled = Settled::Lost;
+        let caught_up = match news {
+            News::Entries { mut entries, more } => {
+                if let Some(group) = pending.filter(|group| entries.first() == Some(&group.entry)) {
+                    entries.remove(0);
+                    self.committed(group);
+                    settled = Settled::Kept;
+                }
+                let taken = self.take_in(entries, more).and_then(|()| self.same(&header));
+                taken.and_then(|()| Ok(self.shared().end()?))
+            }
+            News::Unknown => {
+                settled = Settled::Untold;
+                let ended = self.shared().end().map_err(Cut::Passing);
+                ended.and_then(|()| self.reload())
+            }
+        };
+        if let Err(error) = caught_up {
+            self.database = None;
+            self.give_up(error);
+            // What became of the group is known all the same.
+            return if settled == Settled::Kept { Ok(settled) } else { Err(()) };
+        }
+        let sequence = self.header.sequence;
+        let kept = had && settled == Settled::Kept;
+        tracing::info!(sequence, kept, "the store's database is open again");
+        self.trouble.retry = None;
+        Ok(settled)
+    }
+
+    /// Leaves the database alone for a while, or for good.
+    fn give_up(&mut self, error: Cut) {
+        match error {
+            Cut::Passing(error) => {
+                self.patience(error.into());
+                self.lose();
+            }
+            fatal @ Cut::Fatal(_) => drop(self.failed(fatal)),
+        }
+    }
+
+    /// Opens the database and finds out what became of the pending group.
+    fn reopen(&mut self) -> Result<Settled, ()> {
+        if self.sharing.is_some() {
+            return self.reopen_shared();
+        }
+        let opened = self.open_waiting_for_lock().map_err(Cause::from);
         let opened = opened.and_then(|database| match read_header(&*database, &self.file) {
             Ok(header) => Ok((database, header)),
             Err(StoreError::Full { .. }) => Err(Cause::Full),
@@ -436,13 +765,12 @@ impl Writer {
         let (database, header) = match opened {
             Ok(opened) => opened,
             Err(cause) => {
-                let wait = self.trouble.retry.map_or(RETRY_FIRST, |(_, wait)| (2 * wait).min(RETRY_MOST));
-                self.trouble.retry = Some((Instant::now() + wait, wait));
-                self.trouble.cause = Some(cause);
+                self.patience(cause);
                 return Err(());
             }
         };
         let pending = self.trouble.pending.take();
+        let mut settled = Settled::Lost;
         let header = header.unwrap_or_default();
         if header == self.header {
             tracing::info!(sequence = header.sequence, "the store is open again");
@@ -452,6 +780,7 @@ impl Writer {
                 "the store is open again; the failed commit got through"
             );
             self.committed(group);
+            settled = Settled::Kept;
         } else {
             let what = format!(
                 "after a failed commit it holds commit {} where {} was expected; writes are refused until the server \
@@ -465,7 +794,7 @@ impl Writer {
         }
         self.database = Some(database);
         self.trouble.retry = None;
-        Ok(())
+        Ok(settled)
     }
 
     fn open_waiting_for_lock(&self) -> Result<Box<dyn KeyValue>, KvError> {
@@ -481,6 +810,7 @@ impl Writer {
     fn failure(&self, confirmed: bool) -> Failure {
         match &self.trouble.cause {
             Some(Cause::Other(what)) => Failure::Error(what.clone()),
+            Some(Cause::Unreachable(what)) => Failure::Unreachable { what: what.clone(), confirmed },
             Some(Cause::Full) | None => Failure::Full { confirmed },
         }
     }
@@ -493,6 +823,11 @@ impl Writer {
             Failure::Full { confirmed } => {
                 StoreError::Full { path: self.path.clone(), confirmed: *confirmed }
             }
+            Failure::Unreachable { what, confirmed } => StoreError::Unreachable {
+                database: self.file.display().to_string(),
+                what: what.clone(),
+                confirmed: *confirmed,
+            },
             Failure::Error(what) => {
                 StoreError::Io { path: self.file.clone(), source: std::io::Error::other(what.clone()) }
             }
@@ -517,8 +852,17 @@ impl Writer {
                             what: "another backup is running: wait for its end".into(),
                         });
                     }
-                    self.snapshot = Some(Snapshot::default());
-                    Ok(self.header.clone())
+                    let Some(shared) = self.driver.shared() else {
+                        self.snapshot = Some(Snapshot::default());
+                        return Ok(self.header.clone());
+                    };
+                    // Others write as well: the database itself holds the moment.
+                    let fail = |error| StoreError::from_kv(error, &self.file);
+                    let database = shared.snapshot().map_err(fail)?;
+                    let header =
+                        read_header(&*database, &self.file)?.ok_or(StoreError::NotFound("header"))?;
+                    self.snapshot = Some(Snapshot::of(database));
+                    Ok(header)
                 });
                 let begun_here = begun.is_ok();
                 if reply.send(begun).is_err() && begun_here {
@@ -545,7 +889,25 @@ impl Writer {
 /// Why a commit failed.
 enum Failure {
     Full { confirmed: bool },
+    Unreachable { what: String, confirmed: bool },
     Error(String),
+}
+
+/// Why a shared database could not be followed.
+enum Cut {
+    /// It may work when it is opened anew.
+    Passing(KvError),
+    /// It is not what this server knows.
+    Fatal(String),
+}
+
+impl From<KvError> for Cut {
+    fn from(error: KvError) -> Self {
+        match error {
+            KvError::Damaged(what) => Self::Fatal(what),
+            other => Self::Passing(other),
+        }
+    }
 }
 
 /// What a header promises.
@@ -643,7 +1005,7 @@ mod tests {
 
     fn open(faulty: &Faulty) -> Store {
         let config = StoreConfig::memory(TrustDomain::parse("td").unwrap());
-        Store::open_with(config, SystemClock::shared(), Box::new(faulty.clone())).unwrap().0
+        Store::open_with(config, SystemClock::shared(), Box::new(faulty.clone()), String::new()).unwrap().0
     }
 
     async fn put(store: &Store, name: &str) -> Result<u64, StoreError> {
@@ -666,7 +1028,7 @@ mod tests {
         faulty.with(|fault| {
             let header = read_header(&fault.keys, Path::new("")).unwrap().unwrap();
             let td = store.state().trust_domain();
-            let loaded = super::super::load::load(&fault.keys, header, td, Path::new("")).unwrap();
+            let loaded = load(&fault.keys, header, td, Path::new("")).unwrap();
             let found: Vec<_> =
                 loaded.state.bundles().iter().map(|bundle| bundle.trust_domain.to_string()).collect();
             assert_eq!(found, names(store));

@@ -43,7 +43,7 @@ pub fn spawn(group: &mut TaskGroup, parts: Parts) -> Vec<Periodic> {
     let rotated = Arc::clone(&authorities);
     // A failed step is tried again soon: with lives of seconds there is not much time.
     let schedule = Schedule { interval: LONGEST_WAIT, retry: Duration::from_millis(100), immediately: true };
-    tasks.start("authority rotation", schedule, move |now| {
+    let rotation = tasks.start("authority rotation", schedule, move |now| {
         let authorities = Arc::clone(&rotated);
         async move { Ok(NextRun::At(authorities.tick(now).await?)) }
     });
@@ -83,6 +83,21 @@ pub fn spawn(group: &mut TaskGroup, parts: Parts) -> Vec<Periodic> {
                 return Ok(());
             }
             periodic.wake();
+        }
+    });
+
+    // A bundle that somebody else has changed may taint what signs here.
+    let (mut bundles, shutdown) = (store.state().subscribe_bundles(), tasks.group.shutdown().clone());
+    tasks.group.spawn("authority rotation wake-up", async move {
+        loop {
+            let changed = tokio::select! {
+                () = shutdown.triggered() => return Ok(()),
+                changed = bundles.changed() => changed,
+            };
+            if changed.is_err() {
+                return Ok(());
+            }
+            rotation.wake();
         }
     });
 

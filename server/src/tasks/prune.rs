@@ -10,7 +10,7 @@ use bonafide_pki::inspect;
 use bonafide_runtime::tasks::{NextRun, Schedule};
 
 use super::Tasks;
-use crate::store::{Bundles, Entries, Issuance, JoinTokens, Nodes, SpentTokens, Store, StoreError};
+use crate::store::{Bundles, Entries, Issuance, JoinTokens, Journal, Nodes, SpentTokens, Store, StoreError};
 
 /// Which attested nodes are deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +31,10 @@ pub(super) fn start(
     let (own, name) = (store.clone(), trust_domain.clone());
     tasks.start("bundle pruning", Schedule::every(6 * HOUR), move |now| {
         let (store, name) = (own.clone(), name.clone());
-        async move { Ok(done(bundle(&store, &name, now).await?)) }
+        async move {
+            journals(&store, now).await?;
+            Ok(done(bundle(&store, &name, now).await?))
+        }
     });
     let own = store.clone();
     tasks.start("entry pruning", Schedule::every(5 * MINUTE), move |now| {
@@ -109,6 +112,18 @@ async fn bundle(store: &Store, trust_domain: &TrustDomain, now: Timestamp) -> Re
     }
     // However many went, the bundle is done with one write.
     Ok(0)
+}
+
+/// Forgets the authorities of servers that have left the group.
+async fn journals(store: &Store, now: Timestamp) -> Result<(), StoreError> {
+    if store.silence().is_none() {
+        return Ok(());
+    }
+    let forgotten = store.write(move |unit| unit.journals_prune(now)).await?;
+    if forgotten > 0 {
+        tracing::info!(forgotten, "authorities of servers that are gone removed from the journal");
+    }
+    Ok(())
 }
 
 /// Deletes entries whose end has passed.

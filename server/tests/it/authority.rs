@@ -52,6 +52,7 @@ impl World {
             path: self.folder.path().join("store"),
             cache_bytes: StoreConfig::DEFAULT_CACHE_BYTES,
             trust_domain: trust_domain(),
+            postgres: None,
         };
         Store::open(config, self.clock()).unwrap().0
     }

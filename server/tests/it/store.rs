@@ -4,6 +4,7 @@ mod backup;
 mod behaviour;
 mod damage;
 mod full_disk;
+mod group;
 mod key_value;
 mod kill;
 mod power;
@@ -18,10 +19,17 @@ use bonafide_identity::{
     TrustDomain, X509Authority,
 };
 use bonafide_runtime::clock::SystemClock;
-use bonafide_server::store::{DriverKind, LoadedState, State, Store, StoreConfig, StoreError};
+use bonafide_server::store::{
+    ConnectionSecret, DriverKind, LoadedState, PostgresConfig, State, Store, StoreConfig, StoreError,
+};
+use bonafide_testkit::Postgres;
 
-pub(crate) const DRIVERS: [DriverKind; 3] = [DriverKind::Memory, DriverKind::Sled, DriverKind::Redb];
+pub(crate) const DRIVERS: [DriverKind; 4] =
+    [DriverKind::Memory, DriverKind::Sled, DriverKind::Redb, DriverKind::Postgres];
+/// What keeps its content in files of its own.
 pub(crate) const ON_DISK: [DriverKind; 2] = [DriverKind::Sled, DriverKind::Redb];
+/// What survives the process.
+pub(crate) const LASTING: [DriverKind; 3] = [DriverKind::Sled, DriverKind::Redb, DriverKind::Postgres];
 
 pub(crate) fn trust_domain() -> TrustDomain {
     TrustDomain::parse("store.test").unwrap()
@@ -32,7 +40,43 @@ pub(crate) fn id(path: &str) -> SpiffeId {
 }
 
 pub(crate) fn config(driver: DriverKind, folder: &Path) -> StoreConfig {
-    StoreConfig { driver, path: folder.join("store"), cache_bytes: 8 << 20, trust_domain: trust_domain() }
+    let postgres = (driver == DriverKind::Postgres).then(|| postgres(folder));
+    StoreConfig {
+        driver,
+        path: folder.join("store"),
+        cache_bytes: 8 << 20,
+        trust_domain: trust_domain(),
+        postgres,
+    }
+}
+
+/// A database for each folder.
+pub(crate) fn postgres(folder: &Path) -> PostgresConfig {
+    let name: String = folder.to_string_lossy().bytes().map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("t{}", &name[name.len().saturating_sub(50)..]);
+    at(Postgres::shared().unwrap().database(&name))
+}
+
+pub(crate) fn at(connection_string: String) -> PostgresConfig {
+    PostgresConfig {
+        connection_string: ConnectionSecret::Text(connection_string),
+        ca_path: None,
+        client_certificate_path: None,
+        client_key_path: None,
+        timeout: PostgresConfig::DEFAULT_TIMEOUT,
+        max_cut_off: PostgresConfig::DEFAULT_MAX_CUT_OFF,
+    }
+}
+
+/// False, with a line that says so, where the driver needs a program that is not installed.
+pub(crate) fn available(driver: DriverKind) -> bool {
+    match Postgres::shared() {
+        Err(why) if driver == DriverKind::Postgres => {
+            skip("the driver postgres", why.as_str());
+            false
+        }
+        _ => true,
+    }
 }
 
 pub(crate) fn open(driver: DriverKind, folder: &Path) -> Result<(Store, LoadedState), StoreError> {
@@ -105,7 +149,7 @@ pub(crate) fn content(state: &State) -> String {
 /// Runs `body` once per driver, each in a folder of its own.
 pub(crate) fn each(drivers: &[DriverKind], body: impl AsyncFn(DriverKind, Arc<tempfile::TempDir>)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    for driver in drivers {
+    for driver in drivers.iter().filter(|driver| available(**driver)) {
         eprintln!("driver: {driver}");
         runtime.block_on(body(*driver, Arc::new(tempfile::tempdir().unwrap())));
     }

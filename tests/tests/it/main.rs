@@ -8,6 +8,7 @@ mod demo;
 mod differential;
 mod durability;
 mod federation;
+mod group;
 mod interop;
 mod lifecycle;
 mod migration;

@@ -30,6 +30,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::super::page::Page;
 use super::super::{Call, code_name, count, random_uuid, store_failure};
 use crate::attestation::{ANSWER_TIME, AttestationError, Claim, MAX_CSR, MAX_PAYLOAD, agent_serial, evict};
+use crate::authority::SigningError;
 use crate::caller::Origin;
 use crate::node_attestor::{AttestError, Conversation, join_token};
 use crate::server::Context;
@@ -183,11 +184,13 @@ impl Agent for Service {
         let key = csr_public_key_unverified(&params.csr)
             .map_err(|error| Status::invalid_argument(format!("failed to parse CSR: {error}")))?;
         let now = self.context.clock.now();
-        let signed = self
-            .context
-            .issuing
-            .issue_agent_x509(&node.id, &key, now)
-            .map_err(|error| Status::internal(format!("failed to sign X509 SVID: {error}")))?;
+        let signed = self.context.issuing.issue_agent_x509(&node.id, &key, now).map_err(|error| {
+            let text = format!("failed to sign X509 SVID: {error}");
+            match error {
+                SigningError::CutOff(_) => Status::unavailable(text),
+                _ => Status::internal(text),
+            }
+        })?;
         let serial = agent_serial(&signed.issued)
             .map_err(|error| Status::internal(format!("failed to sign X509 SVID: {error}")))?;
         let (id, issued) = (node.id.clone(), signed.issued.clone());
@@ -408,6 +411,7 @@ fn attestation_status(error: &AttestationError) -> Status {
             AttestError::TimedOut => Status::deadline_exceeded(text),
             AttestError::Gone => Status::cancelled(text),
         },
+        AttestationError::Signing(SigningError::CutOff(_)) => Status::unavailable(text),
         AttestationError::ReservedId(_) | AttestationError::Signing(_) => Status::internal(text),
         AttestationError::Banned | AttestationError::AlreadyUsed(_) => Status::permission_denied(text),
         AttestationError::Csr(_) => Status::invalid_argument(text),

@@ -382,6 +382,7 @@ fn signing_status(what: &str, error: &SigningError) -> types::Status {
         SigningError::Token(JwtError::Confirmation { .. }) => {
             convert::status(Code::InvalidArgument, format!("{what}: {error}"))
         }
+        SigningError::CutOff(_) => convert::status(Code::Unavailable, format!("{what}: {error}")),
         _ => convert::status(Code::Internal, format!("{what}: {error}")),
     }
 }

@@ -10,7 +10,7 @@ use bonafide_server::store::{
     StoreError, SvidKind,
 };
 
-use super::{DRIVERS, ON_DISK, bundle, config, content, each, entry, id, node, open, token, trust_domain};
+use super::{DRIVERS, LASTING, bundle, config, content, each, entry, id, node, open, token, trust_domain};
 
 #[test]
 fn what_was_written_is_read_and_found_again() {
@@ -356,7 +356,7 @@ fn issued_svids_are_listed_until_they_expire_and_pruned_then() {
 
 #[test]
 fn large_values_come_back() {
-    each(&ON_DISK, async |driver, folder| {
+    each(&LASTING, async |driver, folder| {
         let (store, _) = open(driver, folder.path()).unwrap();
         for n in 0..20_u8 {
             let name = format!("td{n}.test");
@@ -374,7 +374,7 @@ fn large_values_come_back() {
 
 #[test]
 fn the_change_log_keeps_the_newest_changes() {
-    each(&ON_DISK, async |driver, folder| {
+    each(&LASTING, async |driver, folder| {
         let (store, _) = open(driver, folder.path()).unwrap();
         for round in 0..3_u64 {
             store
@@ -420,9 +420,9 @@ fn readers_are_woken_in_order() {
 
 #[test]
 fn a_store_is_opened_once_and_for_its_own_trust_domain() {
-    each(&ON_DISK, async |driver, folder| {
+    each(&LASTING, async |driver, folder| {
         let (store, _) = open(driver, folder.path()).unwrap();
-        assert!(matches!(open(driver, folder.path()), Err(StoreError::Busy { .. })));
+        assert!(matches!(open(driver, folder.path()), Err(StoreError::Busy { .. })), "the same files");
         drop(store);
         let foreign = StoreConfig {
             trust_domain: TrustDomain::parse("foreign.test").unwrap(),
@@ -462,7 +462,7 @@ fn a_closed_store_refuses_writes_and_still_reads() {
     });
 }
 
-fn relationship(name: &str, endpoint: Option<&str>) -> FederationRelationship {
+pub(crate) fn relationship(name: &str, endpoint: Option<&str>) -> FederationRelationship {
     FederationRelationship {
         trust_domain: TrustDomain::parse(name).unwrap(),
         bundle_endpoint_url: format!("https://{name}/bundle"),

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bonafide_identity::EntryId;
-use bonafide_server::store::kv::{self, Batch, KvError};
+use bonafide_server::store::kv::{Batch, KvError};
 use bonafide_server::store::{Bundles, Entries, StoreError};
 
 use super::{ON_DISK, bundle, content, each, entry, is_root, open, skip};
@@ -160,7 +160,7 @@ fn a_driver_that_ran_full_opens_again() {
     for kind in ON_DISK {
         let folder = tempfile::tempdir().unwrap();
         let Some(_disk) = small_disk("driver on a full disk", folder.path()) else { return };
-        let driver = kv::driver(kind, &folder.path().join("db"), 4 << 20);
+        let driver = super::key_value::driver(kind, folder.path());
         for round in 0..4_u32 {
             let mut database = driver.open().unwrap();
             let mut acknowledged = 0_u32;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::workload::{Ledger, Writer};
-use super::{ON_DISK, setting};
+use super::{LASTING, ON_DISK, available, setting};
 
 #[test]
 fn nothing_acknowledged_is_lost_by_a_kill() {
     let kills = setting("BONAFIDE_TEST_KILLS", 10);
-    for driver in ON_DISK {
+    for driver in LASTING.into_iter().filter(|driver| available(*driver)) {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = Ledger::default();
         let mut random = Random(0x9e37_79b9_7f4a_7c15);

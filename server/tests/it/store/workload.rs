@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bonafide_identity::EntryId;
 use bonafide_server::store::{DriverKind, Entries, JoinTokens, Nodes, Store};
+use bonafide_testkit::Postgres;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
@@ -118,7 +119,11 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn start(driver: DriverKind, round: usize, folder: &Path) -> Self {
-        let process = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if driver == DriverKind::Postgres {
+            command.env(bonafide_testkit::postgres::INHERITED, Postgres::shared().unwrap().inheritance());
+        }
+        let process = command
             .args(["store::workload::child", "--exact", "--nocapture", "--test-threads=1"])
             .env(CHILD, format!("{driver} {round} {}", folder.display()))
             .stdin(Stdio::null())

@@ -13,6 +13,7 @@ pub mod bundle;
 pub mod debug;
 pub mod entry;
 pub mod health;
+mod lifetimes;
 pub mod limit;
 pub mod localauthority;
 pub mod logger;

@@ -187,6 +187,7 @@ rules! {
     "grpc.health.v1.Health/Watch" => LOCAL None Failures;
 
     "bonafide.server.v1.Maintenance/Backup" => LOCAL None Always;
+    "bonafide.server.v1.Maintenance/CheckLifetimes" => LOCAL None Failures;
 }
 
 /// Finds the row of a path.

@@ -8,6 +8,7 @@ mod entries;
 mod federation;
 mod harness;
 mod lifecycle;
+mod lifetimes;
 mod local;
 mod local_authority;
 mod nesting;

@@ -4,6 +4,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime};
 
 use crate::output::Format;
 
@@ -58,6 +61,9 @@ pub(crate) enum Command {
     /// Facts about the running server and its log level.
     #[command(subcommand)]
     Server(ServerCommand),
+    /// The policy of maximum lifetimes.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Ask whether the server or the agent is healthy; exits with 1 when it is not.
     Health(HealthArguments),
     /// Get SVIDs and bundles from the agent, as the calling process.
@@ -574,6 +580,16 @@ pub(crate) enum GpuCommand {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// List which lifetimes of the configuration and of entries the policy refuses or adjusts; exits with 1 when any is refused.
+    Check {
+        /// Look at another day or instant, such as 2029-03-15 (midnight UTC) or 2029-03-15T12:00:00Z.
+        #[arg(long, value_name = "DATE", value_parser = instant)]
+        at: Option<i64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum ServerCommand {
     /// Show uptime, counts and the server's own SVID.
     Info,
@@ -700,14 +716,17 @@ fn seconds(text: &str) -> Result<i32, String> {
     }
 }
 
-/// Parses RFC 3339 text or Unix seconds.
+/// Parses a date, RFC 3339 text or Unix seconds.
 fn instant(text: &str) -> Result<i64, String> {
     if let Ok(seconds) = text.parse::<i64>() {
         return Ok(seconds);
     }
-    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
-        .map(time::OffsetDateTime::unix_timestamp)
-        .map_err(|_| format!("{text:?} is not a time: write 2027-01-31T12:00:00Z or Unix seconds"))
+    if let Ok(day) = Date::parse(text, format_description!("[year]-[month]-[day]")) {
+        return Ok(day.midnight().assume_utc().unix_timestamp());
+    }
+    OffsetDateTime::parse(text, &Rfc3339).map(OffsetDateTime::unix_timestamp).map_err(|_| {
+        format!("{text:?} is not a time: write 2027-01-31, 2027-01-31T12:00:00Z or Unix seconds")
+    })
 }
 
 #[cfg(test)]
@@ -735,6 +754,7 @@ mod tests {
     fn instants() {
         assert_eq!(instant("1700000000"), Ok(1_700_000_000));
         assert_eq!(instant("2023-11-14T22:13:20Z"), Ok(1_700_000_000));
+        assert_eq!(instant("2023-11-14"), Ok(1_699_920_000));
         assert!(instant("tomorrow").is_err());
     }
 }

@@ -55,6 +55,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Authority(command) => admin::authority::run(command, &to, &out).await?,
         Command::Mint(command) => admin::mint::run(command, &to, &out).await?,
         Command::Server(command) => admin::server::run(command, &to, &out).await?,
+        Command::Policy(command) => return admin::policy::run(command, &to, &out).await,
         Command::Health(command) => return admin::server::health(command, &to, &out).await,
         Command::Fetch(command) => workload::fetch::run(command, &to, &out).await?,
         Command::Watch(command) => workload::fetch::watch(command, &to, &out).await?,

@@ -3,6 +3,8 @@
 //! A leaf never outlives its issuer. It begins a little in the past, for verifiers whose clock is behind; and its ends
 //! fall on whole seconds, since that is all a certificate can say and what is recorded must equal what is signed.
 
+pub mod policy;
+
 use crate::{Entry, Lifetime, Timestamp, rotation::ACTIVATION_LIMIT};
 use std::time::Duration;
 

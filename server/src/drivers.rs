@@ -7,6 +7,7 @@ use bonafide_pki::key_manager::{self, KeyManager};
 use bonafide_pki::{KeyError, Random};
 use bonafide_runtime::clock::SharedClock;
 
+use crate::config::lifetime::judge;
 use crate::config::{
     Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
 };
@@ -162,7 +163,7 @@ pub enum NodeAttestorError {
 
 /// Whether everything that the configuration names can be used, without starting anything: for `validate`.
 pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> Vec<String> {
-    let mut problems = Vec::new();
+    let mut problems = judge(config, clock.now()).problems;
     if let Err(error) =
         upstream_authority(config.upstream_authority.as_ref(), &config.trust_domain, random, clock)
     {

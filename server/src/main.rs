@@ -14,6 +14,7 @@ use bonafide_runtime::tasks::chain;
 use bonafide_runtime::telemetry::init_logging;
 use bonafide_server::backup;
 use bonafide_server::config::Config;
+use bonafide_server::config::lifetime::judge;
 use bonafide_server::drivers;
 use bonafide_server::server::{Environment, Server};
 use bonafide_server::store::{self, Existing};
@@ -133,7 +134,7 @@ fn validate(path: &Path) -> Result<(), BoxError> {
     let config = Config::load(path)?;
     let random: Arc<dyn Random> = Arc::new(SystemRandom);
     let problems = drivers::check(&config, &random, &SystemClock::shared());
-    for warning in config.warnings() {
+    for warning in config.warnings().into_iter().chain(judge(&config, SystemClock.now()).warnings) {
         eprintln!("warning: {warning}");
     }
     if problems.is_empty() {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bonafide_identity::lifetime::policy::Policy;
 use bonafide_identity::{SpiffeId, SvidTtls, Timestamp, TrustDomain};
 use bonafide_pki::tls::{ClientAuth, SvidHolder, TrustStore, server_config};
 use bonafide_pki::{Random, SystemRandom, inspect};
@@ -44,6 +45,7 @@ use crate::api::{self, Gate, Services, table::Incomplete};
 use crate::attestation::Attestation;
 use crate::audit::AuditLog;
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, Issuing, IssuingConfig, ServerSvid};
+use crate::config::lifetime::judge;
 use crate::config::{AuthoritySettings, Config};
 use crate::drivers::{self, NodeAttestorError};
 use crate::federation::{Federation, fetch::Fetcher};
@@ -156,6 +158,9 @@ pub enum ServerError {
     /// The server could not sign its own SVID.
     #[error(transparent)]
     ServerSvid(#[from] crate::authority::server_svid::ServerSvidError),
+    /// The lifetimes of the configuration cannot work with its policy.
+    #[error("{0}")]
+    Lifetimes(String),
     /// The certificate of the bundle endpoint cannot be used.
     #[error("federation.bundle_endpoint: {0}")]
     BundleEndpoint(#[from] crate::federation::certificate_files::CertificateFilesError),
@@ -212,6 +217,11 @@ impl Server {
         let serving = readiness.register("server");
         let authority_ready = readiness.register("server.ca");
         let store_ready = readiness.register("catalog.datastore");
+        let judgement = judge(&config, started_at);
+        if !judgement.problems.is_empty() {
+            return Err(ServerError::Lifetimes(judgement.problems.join("; ")));
+        }
+        judgement.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         create_folder(&config.data_dir)?;
 
         // First of all somebody must be able to see that the server is starting.
@@ -234,14 +244,14 @@ impl Server {
             group.spawn("upstream authority", async move { upstream.run(shutdown).await });
         }
         let begin = || {
-            let config = authority_config(&td, &config.authority);
+            let config = authority_config(&td, &config.authority, config.lifetime.clone());
             let (keys, upstream, store) = (keys.clone(), upstream.clone(), store.clone());
             Authorities::start(config, keys, upstream, store, clock.clone(), random.clone())
         };
         let authorities = patiently(begin, &authority_ready, &*random).await?;
         authority_ready.ready();
         let issuing = Arc::new(Issuing::new(
-            issuing_config(&config.authority),
+            issuing_config(&config.authority, config.lifetime.clone()),
             authorities.clone(),
             store.clone(),
             random.clone(),
@@ -489,7 +499,7 @@ async fn open_store(config: &Config, clock: &SharedClock) -> Result<Store, Serve
     Ok(store)
 }
 
-fn authority_config(td: &TrustDomain, settings: &AuthoritySettings) -> AuthorityConfig {
+fn authority_config(td: &TrustDomain, settings: &AuthoritySettings, policy: Policy) -> AuthorityConfig {
     AuthorityConfig {
         trust_domain: td.clone(),
         ca_ttl: settings.ca_ttl,
@@ -499,10 +509,11 @@ fn authority_config(td: &TrustDomain, settings: &AuthoritySettings) -> Authority
         ca_subject: settings.ca_subject.clone(),
         jwt_enabled: !settings.disable_jwt_svids,
         wit_enabled: !settings.disable_wit_svids,
+        policy,
     }
 }
 
-fn issuing_config(settings: &AuthoritySettings) -> IssuingConfig {
+fn issuing_config(settings: &AuthoritySettings, policy: Policy) -> IssuingConfig {
     IssuingConfig {
         ttls: SvidTtls {
             ca: settings.ca_ttl,
@@ -513,6 +524,7 @@ fn issuing_config(settings: &AuthoritySettings) -> IssuingConfig {
         },
         jwt_issuer: settings.jwt_issuer.clone(),
         wit_issuer: settings.wit_issuer.clone(),
+        policy,
     }
 }
 

@@ -7,6 +7,7 @@ mod document;
 pub(crate) mod entry;
 pub(crate) mod federation;
 pub(crate) mod mint;
+pub(crate) mod policy;
 pub(crate) mod server;
 pub(crate) mod token;
 mod transfer;

@@ -14,6 +14,7 @@ pub mod debug;
 pub mod entry;
 pub mod gpu_evidence;
 pub mod health;
+mod lifetimes;
 pub mod limit;
 pub mod localauthority;
 pub mod logger;

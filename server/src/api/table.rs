@@ -187,6 +187,7 @@ rules! {
     "grpc.health.v1.Health/Watch" => LOCAL None Failures;
 
     "bonafide.server.v1.Maintenance/Backup" => LOCAL None Always;
+    "bonafide.server.v1.Maintenance/CheckLifetimes" => LOCAL None Failures;
 
     "bonafide.agent.v1.GpuEvidence/GetChallenge" => AGENT Fixed(10) Failures;
     "bonafide.agent.v1.GpuEvidence/SubmitEvidence" => AGENT Fixed(1) Always;

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bonafide_identity::lifetime::policy::{Decision, Kind, Policy, Refusal, Subject as Living};
 use bonafide_identity::{
     DnsName, Entry, Lifetime, SpiffeId, SvidTtls, Timestamp, capped, lifetime::capped_token,
 };
@@ -32,6 +33,8 @@ pub struct IssuingConfig {
     pub jwt_issuer: Option<String>,
     /// `iss` of WIT-SVIDs.
     pub wit_issuer: Option<String>,
+    /// How long what is signed may live.
+    pub policy: Policy,
 }
 
 /// An X509-SVID or a downstream CA that has just been signed.
@@ -41,6 +44,8 @@ pub struct SignedX509 {
     pub chain: Vec<Vec<u8>>,
     /// What is recorded and audited.
     pub issued: IssuedSvid,
+    /// Why it lives another time than was asked for.
+    pub adjusted: Option<String>,
 }
 
 /// A JWT-SVID or WIT-SVID that has just been signed. No `Debug`: the token is a bearer secret.
@@ -51,6 +56,8 @@ pub struct SignedToken {
     pub issued_at: Timestamp,
     /// What is recorded and audited.
     pub issued: IssuedSvid,
+    /// Why it lives another time than was asked for.
+    pub adjusted: Option<String>,
 }
 
 /// One X509-SVID of a batch: the entry that the caller is entitled to, and its CSR as DER.
@@ -83,6 +90,11 @@ impl Issuing {
         Self { config, authorities, store, random, processors: Arc::new(Semaphore::new(processors)) }
     }
 
+    /// The lives that the configuration gives.
+    pub fn ttls(&self) -> SvidTtls {
+        self.config.ttls
+    }
+
     /// The authorities that sign.
     pub fn authorities(&self) -> &Arc<Authorities> {
         &self.authorities
@@ -106,7 +118,13 @@ impl Issuing {
                 dns_names: &entry.dns_names,
                 subject: Subject::Default,
                 key: &csr.public_key,
-                ttl: self.config.ttls.x509_for(entry),
+                life: self.life_of_entry(
+                    Kind::X509,
+                    entry,
+                    entry.x509_svid_ttl,
+                    self.config.ttls.x509,
+                    now,
+                )?,
             },
             now,
         )?;
@@ -174,16 +192,10 @@ impl Issuing {
         key: &PublicKey,
         now: Timestamp,
     ) -> Result<SignedX509, SigningError> {
+        let life = self.life(Kind::Agent, id, Duration::ZERO, self.config.ttls.agent, now)?;
         self.leaf(
             &self.authorities.x509(),
-            &Leaf {
-                kind: SvidKind::AgentX509,
-                id,
-                dns_names: &[],
-                subject: Subject::Default,
-                key,
-                ttl: self.config.ttls.agent,
-            },
+            &Leaf { kind: SvidKind::AgentX509, id, dns_names: &[], subject: Subject::Default, key, life },
             now,
         )
     }
@@ -193,15 +205,17 @@ impl Issuing {
     /// # Errors
     /// The authority has expired, or signing failed.
     pub fn issue_server_x509(&self, key: &PublicKey, now: Timestamp) -> Result<SignedX509, SigningError> {
+        let id = self.authorities.trust_domain().server_id();
+        let life = self.life(Kind::X509, &id, Duration::ZERO, self.config.ttls.x509, now)?;
         self.leaf(
             &self.authorities.x509(),
             &Leaf {
                 kind: SvidKind::ServerX509,
-                id: &self.authorities.trust_domain().server_id(),
+                id: &id,
                 dns_names: &[],
                 subject: Subject::Default,
                 key,
-                ttl: self.config.ttls.x509,
+                life,
             },
             now,
         )
@@ -220,6 +234,7 @@ impl Issuing {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<SignedX509, SigningError> {
+        let life = self.life(Kind::X509, id, ttl, self.config.ttls.x509, now)?;
         self.leaf(
             &self.authorities.x509(),
             &Leaf {
@@ -228,7 +243,7 @@ impl Issuing {
                 dns_names,
                 subject: Subject::Raw(&csr.subject_raw),
                 key: &csr.public_key,
-                ttl: or_default(ttl, self.config.ttls.x509),
+                life,
             },
             now,
         )
@@ -246,11 +261,10 @@ impl Issuing {
     ) -> Result<SignedX509, SigningError> {
         self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.x509();
-        let lifetime = living(
-            capped(or_default(preferred_ttl, self.config.ttls.ca), now, issuer.not_after()),
-            issuer.not_after(),
-            now,
-        )?;
+        let id = self.authorities.trust_domain().id();
+        let life = self.life(Kind::Authority, &id, preferred_ttl, self.config.ttls.ca, now)?;
+        let (lifetime, adjusted) =
+            self.fitted(life, now, "X.509", issuer.authority_id(), issuer.not_after(), capped)?;
         let serial = random_serial(&*self.random);
         let certificate = issuer.issue_ca(&CaProfile {
             public_key: key,
@@ -262,12 +276,13 @@ impl Issuing {
             chain: issuer.chain_for_leaf(certificate),
             issued: IssuedSvid {
                 kind: SvidKind::DownstreamAuthority,
-                spiffe_id: self.authorities.trust_domain().id(),
+                spiffe_id: id,
                 entry_id: None,
                 serial: serial.to_string(),
                 not_after: lifetime.not_after,
                 authority_id: issuer.authority_id().to_owned(),
             },
+            adjusted,
         })
     }
 
@@ -281,9 +296,9 @@ impl Issuing {
         audience: &[String],
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
-        let ttl = self.config.ttls.jwt_for(entry);
+        let life = self.life_of_entry(Kind::Jwt, entry, entry.jwt_svid_ttl, self.config.ttls.jwt, now)?;
         let jti = entry.jwt_svid_include_jti.then(|| random_jti(&*self.random));
-        let mut signed = self.jwt(SvidKind::WorkloadJwt, &entry.spiffe_id, audience, jti, ttl, now)?;
+        let mut signed = self.jwt(SvidKind::WorkloadJwt, &entry.spiffe_id, audience, jti, life, now)?;
         signed.issued.entry_id = Some(entry.id.clone());
         Ok(signed)
     }
@@ -299,8 +314,8 @@ impl Issuing {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
-        let ttl = or_default(ttl, self.config.ttls.jwt);
-        self.jwt(SvidKind::WorkloadJwt, id, audience, None, ttl, now)
+        let life = self.life(Kind::Jwt, id, ttl, self.config.ttls.jwt, now)?;
+        self.jwt(SvidKind::WorkloadJwt, id, audience, None, life, now)
     }
 
     /// A WIT-SVID for a workload, bound to `key`, with which it will sign by `algorithm`. Lives as long as the
@@ -315,8 +330,8 @@ impl Issuing {
         algorithm: JwsAlgorithm,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
-        let ttl = self.config.ttls.wit_for(entry);
-        let mut signed = self.wit(SvidKind::WorkloadWit, &entry.spiffe_id, key, algorithm, ttl, now)?;
+        let life = self.life_of_entry(Kind::Wit, entry, entry.x509_svid_ttl, self.config.ttls.wit, now)?;
+        let mut signed = self.wit(SvidKind::WorkloadWit, &entry.spiffe_id, key, algorithm, life, now)?;
         signed.issued.entry_id = Some(entry.id.clone());
         Ok(signed)
     }
@@ -333,8 +348,8 @@ impl Issuing {
         ttl: Duration,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
-        let ttl = or_default(ttl, self.config.ttls.wit);
-        self.wit(SvidKind::WorkloadWit, id, key, algorithm, ttl, now)
+        let life = self.life(Kind::Wit, id, ttl, self.config.ttls.wit, now)?;
+        self.wit(SvidKind::WorkloadWit, id, key, algorithm, life, now)
     }
 
     /// Writes what was signed to the inventory, in one write. Does not fail: whoever asked gets what was signed for
@@ -355,7 +370,8 @@ impl Issuing {
         if leaf.kind != SvidKind::ServerX509 {
             self.store.current().map_err(SigningError::CutOff)?;
         }
-        let lifetime = living(capped(leaf.ttl, now, issuer.not_after()), issuer.not_after(), now)?;
+        let (ends, id) = (issuer.not_after(), issuer.authority_id());
+        let (lifetime, adjusted) = self.fitted(leaf.life.clone(), now, "X.509", id, ends, capped)?;
         let serial = random_serial(&*self.random);
         let certificate = issuer.issue(&LeafProfile {
             spiffe_id: leaf.id,
@@ -376,7 +392,58 @@ impl Issuing {
                 not_after: lifetime.not_after,
                 authority_id: issuer.authority_id().to_owned(),
             },
+            adjusted,
         })
+    }
+
+    fn life_of_entry(
+        &self,
+        kind: Kind,
+        entry: &Entry,
+        asked: u32,
+        usual: Duration,
+        now: Timestamp,
+    ) -> Result<Decision, Refusal> {
+        let subject = Living { kind, id: &entry.spiffe_id, selectors: Some(&entry.selectors) };
+        let asked = (asked > 0).then(|| Duration::from_secs(asked.into()));
+        self.config.policy.decide(&subject, asked, usual, now)
+    }
+
+    /// The life of what has no entry; zero asks for nothing.
+    fn life(
+        &self,
+        kind: Kind,
+        id: &SpiffeId,
+        asked: Duration,
+        usual: Duration,
+        now: Timestamp,
+    ) -> Result<Decision, Refusal> {
+        let subject = Living { kind, id, selectors: None };
+        self.config.policy.decide(&subject, (!asked.is_zero()).then_some(asked), usual, now)
+    }
+
+    /// The validity of something with this life, and why it is another one than was asked for.
+    fn fitted(
+        &self,
+        decision: Decision,
+        now: Timestamp,
+        kind: &str,
+        authority: &str,
+        ends: Timestamp,
+        cap: fn(Duration, Timestamp, Timestamp) -> Lifetime,
+    ) -> Result<(Lifetime, Option<String>), SigningError> {
+        let Decision { life, adjusted } = decision;
+        let lifetime = living(cap(life, now, ends), ends, now)?;
+        if !lifetime.limited_by_issuer {
+            let say = |(asked, rule): (Duration, Arc<str>)| {
+                format!("rule {rule}: {}s for {}s", life.as_secs(), asked.as_secs())
+            };
+            return Ok((lifetime, adjusted.map(say)));
+        }
+        let issuer = format!("{kind} authority {authority}");
+        self.config.policy.judge_issuer(life, now, &issuer, ends)?;
+        let left = lifetime.not_after.saturating_since(now).as_secs();
+        Ok((lifetime, Some(format!("{issuer} ends first: {left}s for {}s", life.as_secs()))))
     }
 
     fn jwt(
@@ -385,12 +452,13 @@ impl Issuing {
         id: &SpiffeId,
         audience: &[String],
         jti: Option<String>,
-        ttl: Duration,
+        life: Decision,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
         self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.jwt().ok_or(SigningError::Disabled("JWT"))?;
-        let lifetime = living(capped_token(ttl, now, issuer.not_after), issuer.not_after, now)?;
+        let (key, ends) = (issuer.signer.key_id(), issuer.not_after);
+        let (lifetime, adjusted) = self.fitted(life, now, "JWT", key, ends, capped_token)?;
         let serial = jti.clone().unwrap_or_default();
         let token = issuer.signer.sign_jwt_svid(&JwtClaims {
             sub: id,
@@ -400,7 +468,7 @@ impl Issuing {
             iss: self.config.jwt_issuer.as_deref(),
             jti,
         })?;
-        Ok(token_of(kind, id, &issuer, token, serial, lifetime))
+        Ok(SignedToken { adjusted, ..token_of(kind, id, &issuer, token, serial, lifetime) })
     }
 
     fn wit(
@@ -409,16 +477,17 @@ impl Issuing {
         id: &SpiffeId,
         key: &PublicKey,
         algorithm: JwsAlgorithm,
-        ttl: Duration,
+        life: Decision,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
         self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.wit().ok_or(SigningError::Disabled("WIT"))?;
-        let lifetime = living(capped_token(ttl, now, issuer.not_after), issuer.not_after, now)?;
+        let (issuing_key, ends) = (issuer.signer.key_id(), issuer.not_after);
+        let (lifetime, adjusted) = self.fitted(life, now, "WIT", issuing_key, ends, capped_token)?;
         let claims =
             WitClaims { sub: id, exp: lifetime.not_after, iat: now, iss: self.config.wit_issuer.as_deref() };
         let token = issuer.signer.sign_wit_svid(&claims, key, algorithm)?;
-        Ok(token_of(kind, id, &issuer, token, String::new(), lifetime))
+        Ok(SignedToken { adjusted, ..token_of(kind, id, &issuer, token, String::new(), lifetime) })
     }
 }
 
@@ -429,7 +498,7 @@ struct Leaf<'a> {
     dns_names: &'a [DnsName],
     subject: Subject<'a>,
     key: &'a PublicKey,
-    ttl: Duration,
+    life: Decision,
 }
 
 /// Why nothing was signed.
@@ -444,6 +513,9 @@ pub enum SigningError {
     /// This kind of SVID is switched off in the configuration.
     #[error("{0} functionality is disabled")]
     Disabled(&'static str),
+    /// The policy of lifetimes does not allow it.
+    #[error(transparent)]
+    Policy(#[from] Refusal),
     /// The CSR cannot be used.
     #[error(transparent)]
     Csr(#[from] CsrError),
@@ -481,11 +553,8 @@ fn token_of(
             not_after: lifetime.not_after,
             authority_id: issuer.signer.key_id().to_owned(),
         },
+        adjusted: None,
     }
-}
-
-fn or_default(ttl: Duration, default: Duration) -> Duration {
-    if ttl.is_zero() { default } else { ttl }
 }
 
 /// Items below which another thread costs more than it saves: starting one takes as long as half a signature.

@@ -20,6 +20,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bonafide_identity::lifetime::policy::{Kind as LifetimeKind, Policy, Subject as Living};
 use bonafide_identity::{
     AuthorityKind, AuthorityRefusal, AuthoritySlot, AuthoritySlots, Bundle, Distrusted, JwtAuthority,
     RotationStep, SlotError, SlotId, SlotStatus, Timestamp, TrustDomain, X509Authority, capped,
@@ -43,6 +44,8 @@ pub struct AuthorityConfig {
     pub trust_domain: TrustDomain,
     /// Life of a CA certificate and of a JWT or WIT key.
     pub ca_ttl: Duration,
+    /// How long an authority may live.
+    pub policy: Policy,
     /// Key of the X.509 authority.
     pub ca_key_type: KeyType,
     /// Key of the JWT authority.
@@ -1046,12 +1049,28 @@ impl Steps {
         Ok(made)
     }
 
+    /// The life of an authority that is made now.
+    fn ca_ttl(&self, now: Timestamp) -> Duration {
+        let AuthorityConfig { trust_domain, ca_ttl, policy, .. } = &self.config;
+        let id = trust_domain.id();
+        let subject = Living { kind: LifetimeKind::Authority, id: &id, selectors: None };
+        match policy.decide(&subject, None, *ca_ttl, now) {
+            Ok(decision) => decision.life,
+            Err(refusal) => {
+                // Rules that begin to contradict each other must not end all signing.
+                tracing::error!(%refusal, "the authority lives as long as authority.ca_ttl says");
+                *ca_ttl
+            }
+        }
+    }
+
     async fn make_ca(&self, signer: Arc<dyn Signer>, now: Timestamp) -> Result<Made, AuthorityError> {
-        let AuthorityConfig { trust_domain, ca_ttl, ca_subject, .. } = &self.config;
+        let AuthorityConfig { trust_domain, ca_subject, .. } = &self.config;
+        let ca_ttl = self.ca_ttl(now);
         let serial = random_serial(&*self.random);
         let (chain, roots) = match &self.upstream {
             None => {
-                let life = capped(*ca_ttl, now, FAR_FUTURE);
+                let life = capped(ca_ttl, now, FAR_FUTURE);
                 let ca = self_signed_ca(
                     &*signer,
                     trust_domain,
@@ -1064,7 +1083,7 @@ impl Steps {
             }
             Some(upstream) => {
                 let csr = ca_csr(&*signer, trust_domain, ca_subject, &serial)?;
-                let mut ca = counted("sign", upstream.mint_ca(&csr, *ca_ttl, now).await)?;
+                let mut ca = counted("sign", upstream.mint_ca(&csr, ca_ttl, now).await)?;
                 // One that was revoked here must not come back with a signature. Whoever appends it to the bundle by hand
                 // means it.
                 let bundle = self.own_bundle();
@@ -1105,7 +1124,7 @@ impl Steps {
     }
 
     fn make_key(&self, signer: Arc<dyn Signer>, authority_id: String, now: Timestamp) -> Made {
-        let not_after = capped(self.config.ca_ttl, now, FAR_FUTURE).not_after;
+        let not_after = capped(self.ca_ttl(now), now, FAR_FUTURE).not_after;
         let public_key = signer.public_key().spki_der().to_vec();
         let signer = JwtSigner::new(authority_id.clone(), signer);
         Made {

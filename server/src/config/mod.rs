@@ -7,6 +7,7 @@
 mod attestors;
 mod federation;
 pub mod import;
+pub mod lifetime;
 mod raw;
 pub mod reference;
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use bonafide_identity::lifetime::policy::Policy;
 use bonafide_identity::{SpiffeId, TrustDomain};
 use bonafide_pki::{CaSubject, KeyType};
 use bonafide_runtime::config::{ConfigError, HumanDuration, Problem, Problems, parse_toml};
@@ -75,6 +77,8 @@ pub struct Config {
     pub prune: PruneSettings,
     /// How bundles of other trust domains come in, and how our own goes out.
     pub federation: FederationSettings,
+    /// How long what is signed may live.
+    pub lifetime: Policy,
 }
 
 /// Where calls come in.
@@ -431,6 +435,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         signing: raw.ratelimit.signing.unwrap_or(500),
     };
     let prune = prune(raw.prune, problems);
+    let lifetime = lifetime::settings(raw.lifetime, problems);
     let federation = federation::settings(raw.federation, trust_domain.as_ref(), problems);
 
     Some(Config {
@@ -451,6 +456,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         ratelimit,
         prune: prune?,
         federation: federation?,
+        lifetime: lifetime?,
     })
 }
 
@@ -1104,7 +1110,7 @@ mod tests {
             "[key_manager.disk]\n[key_manager.memory]\n[store.postgres]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
-             [node_attestor.sshpop]\n[node_attestor.tpm_devid]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
+             [node_attestor.sshpop]\n[node_attestor.tpm_devid]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n[[lifetime.rules]]\n\
              [node_attestor.k8s_psat.clusters.'\"<cluster>\"']\n[upstream_authority.cert_manager]\n\
              [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )

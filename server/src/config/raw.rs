@@ -37,6 +37,7 @@ raw! {
         ratelimit: RawRateLimit,
         prune: RawPrune,
         federation: RawFederation,
+        lifetime: RawLifetime,
     }
     RawListen {
         address: Option<String>,
@@ -265,6 +266,22 @@ raw! {
         bundle_endpoint_url: Option<String>,
         profile: Option<String>,
         endpoint_spiffe_id: Option<String>,
+    }
+    RawLifetime {
+        profiles: Vec<String>,
+        when_issuer_ends_first: Option<String>,
+        rules: Vec<RawLifetimeRule>,
+    }
+    RawLifetimeRule {
+        name: Option<String>,
+        kinds: Vec<String>,
+        id: Option<String>,
+        selectors: Vec<String>,
+        from: Option<String>,
+        min: Option<HumanDuration>,
+        default: Option<HumanDuration>,
+        max: Option<HumanDuration>,
+        beyond: Option<String>,
     }
     RawPrune {
         attested_nodes_expired_for: Option<HumanDuration>,

@@ -696,6 +696,76 @@ pub const FIELDS: &[Field] = &[
         "Remove also agents that cannot attest again by themselves.",
     ),
     field(
+        "lifetime.profiles",
+        "list of `public_tls`, `public_code_signing` and `workloads`",
+        "none",
+        "Rules that somebody else made: certificates of public TLS (200 days from 2026-03-15 on, 100 from 2027-03-15, 47 from \
+         2029-03-15), of public code signing (460 days from 2026-03-01 on), or identities in hours (SVIDs and agents a day, \
+         JWT-SVIDs an hour). All shorten.",
+    ),
+    field(
+        "lifetime.when_issuer_ends_first",
+        "`adjust` or `refuse`",
+        "`adjust`",
+        "What happens when the authority ends before an SVID would: the SVID ends with it, or nothing is signed and the answer names \
+         the authority. With `refuse` the server does not start with lifetimes that its authorities cannot always give.",
+    ),
+    field(
+        "lifetime.rules[].name",
+        "string",
+        "required",
+        "What the rule is called in messages and in the audit log.",
+    ),
+    field(
+        "lifetime.rules[].kinds",
+        "list of `x509`, `jwt`, `wit`, `agent` and `authority`",
+        "all",
+        "What is limited. `authority` is the server's own authorities and the CAs of downstream servers.",
+    ),
+    field(
+        "lifetime.rules[].id",
+        "SPIFFE ID",
+        "all",
+        "Whose: one ID, or `spiffe://example.org/path/*` for all below a path.",
+    ),
+    field(
+        "lifetime.rules[].selectors",
+        "list of selectors",
+        "all",
+        "Only for entries that have all of these selectors.",
+    ),
+    field(
+        "lifetime.rules[].from",
+        "date or instant",
+        "always",
+        "From when on, as `2027-03-15` (midnight UTC) or `2027-03-15T12:00:00Z`. What was signed before is left alone.",
+    ),
+    field(
+        "lifetime.rules[].min",
+        "duration",
+        "none",
+        "The shortest life. Of all rules that apply the longest counts.",
+    ),
+    field(
+        "lifetime.rules[].default",
+        "duration",
+        "as `authority` says",
+        "The life of entries that ask for none. Of all rules that apply the last one counts.",
+    ),
+    field(
+        "lifetime.rules[].max",
+        "duration",
+        "none",
+        "The longest life. Of all rules that apply the shortest counts.",
+    ),
+    field(
+        "lifetime.rules[].beyond",
+        "`adjust` or `refuse`",
+        "`adjust`",
+        "What happens to a life beyond min or max: it is shortened or lengthened, and the audit log says so, or the entry is not \
+         accepted and nothing is signed. Defaults are always adjusted.",
+    ),
+    field(
         "federation.web_ca_path",
         "path",
         "the system's authorities",

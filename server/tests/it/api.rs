@@ -10,6 +10,7 @@ mod gpu_evidence;
 mod harness;
 mod k8s_psat;
 mod lifecycle;
+mod lifetimes;
 mod local;
 mod local_authority;
 mod nesting;

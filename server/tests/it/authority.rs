@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use bonafide_identity::lifetime::policy::Policy;
 use bonafide_identity::{
     AuthorityKind, AuthoritySlots, Bundle, SlotError, SlotStatus, Timestamp, TrustDomain,
 };
@@ -98,6 +99,7 @@ fn config() -> AuthorityConfig {
         ca_subject: CaSubject::default(),
         jwt_enabled: true,
         wit_enabled: true,
+        policy: Policy::default(),
     }
 }
 

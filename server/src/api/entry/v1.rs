@@ -22,7 +22,7 @@ use bonafide_proto::spire::types::{self, EntryMask};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::super::page::Page;
-use super::super::{Call, count, random_uuid, store_failure};
+use super::super::{Call, count, lifetimes, random_uuid, store_failure};
 use crate::server::Context;
 use crate::store::{Bundles as _, Entries as _, StoreError, Unit};
 
@@ -106,8 +106,13 @@ impl Entry for Service {
         let request = request.into_inner();
         let trust_domain = self.context.td.clone();
         let now = self.context.clock.now();
+        let what = "failed to create entry";
         let read = |wire: &types::Entry| match entry_from_wire(wire, &trust_domain) {
-            Ok(entry) => Ok(new_entry(&self.context, entry, now)),
+            Ok(entry) => {
+                let entry = new_entry(&self.context, entry, now);
+                let (policy, ttls) = (&self.context.config.lifetime, self.context.issuing.ttls());
+                lifetimes::refused(policy, &entry, &ttls, now, what).map_or(Ok(entry), Err)
+            }
             Err(error) => Err(refusal(&error, "failed to create entry")),
         };
         let wanted: Vec<_> = request.entries.iter().map(read).collect();
@@ -137,12 +142,17 @@ impl Entry for Service {
         let call = Call::of(&request)?;
         let BatchUpdateEntryRequest { entries, input_mask, output_mask } = request.into_inner();
         let trust_domain = self.context.td.clone();
+        let (policy, ttls) = (self.context.config.lifetime.clone(), self.context.issuing.ttls());
+        let now = self.context.clock.now();
         let outcomes = self
             .context
             .store
             .write(move |unit| {
                 let mask = input_mask.as_ref();
-                let updated = entries.iter().map(|wire| update(unit, wire, mask, &trust_domain));
+                let refused = |entry: &DomainEntry| {
+                    lifetimes::refused(&policy, entry, &ttls, now, "failed to update entry")
+                };
+                let updated = entries.iter().map(|wire| update(unit, wire, mask, &trust_domain, &refused));
                 updated.collect::<Result<Vec<_>, _>>()
             })
             .await
@@ -274,6 +284,7 @@ fn update(
     wire: &types::Entry,
     mask: Option<&EntryMask>,
     trust_domain: &TrustDomain,
+    refused: &dyn Fn(&DomainEntry) -> Option<types::Status>,
 ) -> Result<ItemOutcome, StoreError> {
     let not_found = || ItemOutcome::refused(status(Code::NotFound, "failed to update entry"), None);
     let stored = EntryId::parse(&wire.id).ok().and_then(|id| unit.entry(&id));
@@ -287,6 +298,9 @@ fn update(
     let mut entry = DomainEntry::clone(&stored);
     if let Err(error) = apply_entry_update(&mut entry, wire, mask, trust_domain) {
         return Ok(ItemOutcome::refused(refusal(&error, "failed to update entry"), Some(entry.id)));
+    }
+    if let Some(status) = refused(&entry) {
+        return Ok(ItemOutcome::refused(status, Some(entry.id)));
     }
     if let Some(status) = missing_bundle(unit, &entry, "failed to update entry") {
         return Ok(ItemOutcome::refused(status, Some(entry.id)));

@@ -7,15 +7,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bonafide_identity::Timestamp;
 use bonafide_proto::bonafide::server::v1::maintenance_server::Maintenance;
-use bonafide_proto::bonafide::server::v1::{BackupRequest, BackupResponse};
+use bonafide_proto::bonafide::server::v1::{
+    BackupRequest, BackupResponse, CheckLifetimesRequest, CheckLifetimesResponse,
+};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::super::{Call, random_uuid, store_failure};
+use super::super::{Call, lifetimes, random_uuid, store_failure};
 use crate::server::Context;
 
 /// The service.
@@ -58,6 +61,21 @@ impl Maintenance for Service {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn check_lifetimes(
+        &self,
+        request: Request<CheckLifetimesRequest>,
+    ) -> Result<Response<CheckLifetimesResponse>, Status> {
+        Call::of(&request)?;
+        let at = match request.into_inner().at {
+            0 => self.context.clock.now(),
+            at => Timestamp::from_unix_seconds(at),
+        };
+        let context = Arc::clone(&self.context);
+        // There may be a million entries.
+        let checked = tokio::task::spawn_blocking(move || lifetimes::check(&context, at)).await;
+        checked.map(Response::new).map_err(|_| Status::internal("the check was cut off"))
     }
 }
 

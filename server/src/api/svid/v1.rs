@@ -81,6 +81,7 @@ impl pb::svid_server::Svid for Service {
         .await?;
         call.target(&minted.issued.spiffe_id);
         call.issued("x509", &minted.issued.serial);
+        note_adjusted(&call, minted.adjusted.as_deref());
         self.issuing.record(vec![minted.issued.clone()]).await;
         Ok(Response::new(pb::MintX509svidResponse { svid: Some(x509_to_wire(minted, "")) }))
     }
@@ -105,6 +106,7 @@ impl pb::svid_server::Svid for Service {
         .await?;
         call.target(&minted.issued.spiffe_id);
         call.issued("jwt", &minted.issued.serial);
+        note_adjusted(&call, minted.adjusted.as_deref());
         self.issuing.record(vec![minted.issued.clone()]).await;
         Ok(Response::new(pb::MintJwtsvidResponse {
             svid: Some(convert::jwt_svid_to_wire(token(minted, ""))),
@@ -132,6 +134,7 @@ impl pb::svid_server::Svid for Service {
         .await?;
         call.target(&minted.issued.spiffe_id);
         call.issued("wit", "");
+        note_adjusted(&call, minted.adjusted.as_deref());
         self.issuing.record(vec![minted.issued.clone()]).await;
         Ok(Response::new(pb::MintWitsvidResponse {
             svid: Some(convert::wit_svid_to_wire(token(minted, ""))),
@@ -177,6 +180,7 @@ impl pb::svid_server::Svid for Service {
             results.push(match outcome {
                 Ok((svid, entry)) => {
                     call.issued("x509", &svid.issued.serial);
+                    note_adjusted(&call, svid.adjusted.as_deref());
                     records.push(svid.issued.clone());
                     pb::batch_new_x509svid_response::Result {
                         status: Some(convert::status_ok()),
@@ -215,6 +219,7 @@ impl pb::svid_server::Svid for Service {
         .await?;
         call.target(&signed.issued.spiffe_id);
         call.issued("jwt", &signed.issued.serial);
+        note_adjusted(&call, signed.adjusted.as_deref());
         self.issuing.record(vec![signed.issued.clone()]).await;
         Ok(Response::new(pb::NewJwtsvidResponse {
             svid: Some(convert::jwt_svid_to_wire(token(signed, &hint))),
@@ -254,6 +259,7 @@ impl pb::svid_server::Svid for Service {
                 Ok((signed, entry)) => {
                     call.target(&signed.issued.spiffe_id);
                     call.issued("wit", "");
+                    note_adjusted(&call, signed.adjusted.as_deref());
                     records.push(signed.issued.clone());
                     pb::batch_new_witsvid_response::Result {
                         status: Some(convert::status_ok()),
@@ -286,6 +292,7 @@ impl pb::svid_server::Svid for Service {
         })
         .await?;
         call.issued("ca", &signed.issued.serial);
+        note_adjusted(&call, signed.adjusted.as_deref());
         self.issuing.record(vec![signed.issued.clone()]).await;
         let bundle = self.store.state().bundle(self.trust_domain());
         let bundle = bundle.ok_or_else(|| Status::not_found("failed to fetch bundle"))?;
@@ -370,6 +377,13 @@ fn ttl(seconds: i32) -> Result<Duration, Status> {
     Ok(Duration::from_secs(seconds))
 }
 
+/// Why something lives another time than was asked for, for the audit log.
+fn note_adjusted(call: &Call, why: Option<&str>) {
+    if let Some(why) = why {
+        call.note("lifetime", why);
+    }
+}
+
 fn failed(what: &str, error: &SigningError) -> Status {
     let status = signing_status(what, error);
     Status::new(Code::from_i32(status.code), status.message)
@@ -378,6 +392,9 @@ fn failed(what: &str, error: &SigningError) -> Status {
 /// What the asker got wrong is said as it is; the rest is ours.
 fn signing_status(what: &str, error: &SigningError) -> types::Status {
     match error {
+        SigningError::Policy(refusal) => {
+            convert::status(Code::FailedPrecondition, format!("{what}: {refusal}"))
+        }
         SigningError::Csr(error) => convert::status(Code::InvalidArgument, error.to_string()),
         SigningError::Token(JwtError::Confirmation { .. }) => {
             convert::status(Code::InvalidArgument, format!("{what}: {error}"))

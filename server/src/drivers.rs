@@ -6,11 +6,16 @@ use bonafide_identity::TrustDomain;
 use bonafide_pki::key_manager::{self, KeyManager};
 use bonafide_pki::{KeyError, Random};
 use bonafide_runtime::clock::SharedClock;
+use bonafide_runtime::tasks::chain;
 
+use crate::bundle_publisher::BundlePublisher;
+use crate::bundle_publisher::kubernetes::{CaBundle, ClusterTrustBundle, ConfigMap};
 use crate::config::{
-    Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
+    BundlePublisherSettings, Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, Target,
+    UpstreamSettings, VaultSettings,
 };
 use crate::federation;
+use crate::kubernetes;
 use crate::node_attestor::Attestors;
 use crate::node_attestor::http_challenge::{HttpChallenge, SystemResolver};
 use crate::node_attestor::join_token::JoinToken;
@@ -72,6 +77,36 @@ pub fn upstream_authority(
             Some(Arc::new(Spire::new(config, clock.clone(), random.clone())))
         }
     })
+}
+
+/// Where the own bundle is published.
+///
+/// # Errors
+/// The files that say how to reach a cluster cannot be used.
+pub fn bundle_publishers(
+    settings: &[BundlePublisherSettings],
+) -> Result<Vec<Arc<dyn BundlePublisher>>, BundlePublisherError> {
+    let publisher = |settings: &BundlePublisherSettings| {
+        let BundlePublisherSettings { name, access, target } = settings.clone();
+        let api = kubernetes::connect(&access)
+            .map_err(|source| BundlePublisherError { name: name.clone(), source })?;
+        Ok::<Arc<dyn BundlePublisher>, _>(match target {
+            Target::ConfigMap(settings) => Arc::new(ConfigMap::new(name, api, settings)),
+            Target::ClusterTrustBundle { name: object, signer_name } => {
+                Arc::new(ClusterTrustBundle::new(name, api, object, signer_name))
+            }
+            Target::CaBundle { label } => Arc::new(CaBundle::new(name, api, label)),
+        })
+    };
+    settings.iter().map(publisher).collect()
+}
+
+/// Why a bundle publisher cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("bundle_publisher.{name}")]
+pub struct BundlePublisherError {
+    name: String,
+    source: kubernetes::ApiError,
 }
 
 /// Which store, and where.
@@ -152,6 +187,9 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
     }
     if let Err(error) = Oidc::check(&config.node_attestor.oidc) {
         problems.push(format!("node_attestor.oidc: {error}"));
+    }
+    if let Err(error) = bundle_publishers(&config.bundle_publishers) {
+        problems.push(chain(&error));
     }
     problems.extend(federation::check(&config.federation));
     problems

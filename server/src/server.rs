@@ -43,6 +43,7 @@ use crate::api::{self, Gate, Services, table::Incomplete};
 use crate::attestation::Attestation;
 use crate::audit::AuditLog;
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, Issuing, IssuingConfig, ServerSvid};
+use crate::bundle_publisher::Publication;
 use crate::config::{AuthoritySettings, Config};
 use crate::drivers::{self, NodeAttestorError};
 use crate::federation::{Federation, fetch::Fetcher};
@@ -152,6 +153,9 @@ pub enum ServerError {
     /// The server could not sign its own SVID.
     #[error(transparent)]
     ServerSvid(#[from] crate::authority::server_svid::ServerSvidError),
+    /// The access to a cluster that the bundle is published to cannot be used.
+    #[error(transparent)]
+    BundlePublisher(#[from] drivers::BundlePublisherError),
     /// The certificate of the bundle endpoint cannot be used.
     #[error("federation.bundle_endpoint: {0}")]
     BundleEndpoint(#[from] crate::federation::certificate_files::CertificateFilesError),
@@ -281,6 +285,8 @@ impl Server {
             store: store.clone(),
             config,
         });
+        let publishers = drivers::bundle_publishers(&context.config.bundle_publishers)?;
+        let publication = Publication::new(context.state.clone(), context.td.clone(), publishers);
         let remote = remote_routes(&context, &gate)?;
         let local = local_routes(&context, &gate)?;
 
@@ -296,6 +302,7 @@ impl Server {
                 store,
                 clock: clock.clone(),
                 random: random.clone(),
+                publication,
                 node_pruning: context.config.prune.attested_nodes_expired_for.map(|expired_for| {
                     NodePruning { expired_for, tofu_nodes: context.config.prune.tofu_nodes }
                 }),

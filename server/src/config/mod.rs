@@ -5,6 +5,7 @@
 //! reader to the same set of keys, so that no option is undocumented and none is documented that does nothing.
 
 mod attestors;
+mod bundle_publisher;
 mod federation;
 pub mod import;
 mod raw;
@@ -29,6 +30,7 @@ use crate::node_attestor::x509pop::{AgentPathTemplate, Mode};
 use crate::store::DriverKind;
 use crate::upstream_authority::Address;
 use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
+pub use bundle_publisher::{BundlePublisherSettings, Target};
 pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
     Raw, RawAudit, RawAuthority, RawKeyManager, RawListen, RawMemory, RawNodeAttestor, RawPrune, RawStore,
@@ -69,6 +71,8 @@ pub struct Config {
     pub prune: PruneSettings,
     /// How bundles of other trust domains come in, and how our own goes out.
     pub federation: FederationSettings,
+    /// Where the own bundle is published besides.
+    pub bundle_publishers: Vec<BundlePublisherSettings>,
 }
 
 /// Where calls come in.
@@ -392,6 +396,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
     };
     let prune = prune(raw.prune, problems);
     let federation = federation::settings(raw.federation, trust_domain.as_ref(), problems);
+    let bundle_publishers = bundle_publisher::settings(raw.bundle_publisher, problems);
 
     Some(Config {
         trust_domain: trust_domain?,
@@ -411,6 +416,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         ratelimit,
         prune: prune?,
         federation: federation?,
+        bundle_publishers: bundle_publishers?,
     })
 }
 
@@ -914,7 +920,9 @@ mod tests {
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
              [node_attestor.sshpop]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
-             [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n",
+             [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n\
+             [bundle_publisher.k8s_configmap.clusters.'\"<name>\"']\n[bundle_publisher.k8s_cluster_trust_bundle.clusters.'\"<name>\"']\n\
+             [bundle_publisher.k8s_ca_bundle.clusters.'\"<name>\"']\n",
         )
         .unwrap()
         .0;

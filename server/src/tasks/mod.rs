@@ -16,6 +16,7 @@ use bonafide_runtime::tasks::{NextRun, Periodic, Schedule, TaskGroup};
 use tokio::sync::Mutex;
 
 use crate::authority::{Authorities, ServerSvid, slots::LONGEST_WAIT};
+use crate::bundle_publisher::Publication;
 use crate::store::Store;
 pub use prune::NodePruning;
 
@@ -31,13 +32,15 @@ pub struct Parts {
     pub clock: SharedClock,
     /// Spreads retries and prunings.
     pub random: Arc<dyn Random>,
+    /// Where the bundle is published.
+    pub publication: Publication,
     /// Whether, and which, expired nodes are deleted.
     pub node_pruning: Option<NodePruning>,
 }
 
 /// Starts all of them in `group` and gives their statuses.
 pub fn spawn(group: &mut TaskGroup, parts: Parts) -> Vec<Periodic> {
-    let Parts { authorities, server_svid, store, clock, random, node_pruning } = parts;
+    let Parts { authorities, server_svid, store, clock, random, publication, node_pruning } = parts;
     let mut tasks = Tasks { group, clock, random, statuses: Vec::new() };
 
     let rotated = Arc::clone(&authorities);
@@ -85,6 +88,37 @@ pub fn spawn(group: &mut TaskGroup, parts: Parts) -> Vec<Periodic> {
             periodic.wake();
         }
     });
+
+    if !publication.is_empty() {
+        let publication = Arc::new(publication);
+        // Once a minute, so that what others changed comes back; a failure is tried again soon, then less and less often.
+        let schedule = Schedule {
+            interval: Duration::from_secs(60),
+            retry: Duration::from_millis(500),
+            immediately: true,
+        };
+        let periodic = tasks.start("bundle publication", schedule, move |_| {
+            let publication = Arc::clone(&publication);
+            async move {
+                publication.run().await?;
+                Ok(NextRun::Usual)
+            }
+        });
+        let mut bundles = store.state().subscribe_bundles();
+        let shutdown = tasks.group.shutdown().clone();
+        tasks.group.spawn("bundle publication wake-up", async move {
+            loop {
+                let changed = tokio::select! {
+                    () = shutdown.triggered() => return Ok(()),
+                    changed = bundles.changed() => changed,
+                };
+                if changed.is_err() {
+                    return Ok(());
+                }
+                periodic.wake();
+            }
+        });
+    }
 
     prune::start(&mut tasks, &store, authorities.trust_domain(), node_pruning);
     tasks.statuses

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says why by panicking")]
 
 mod demo;
+mod deploy;
 mod differential;
 mod durability;
 mod federation;

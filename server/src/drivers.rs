@@ -6,10 +6,14 @@ use bonafide_identity::TrustDomain;
 use bonafide_pki::key_manager::{self, KeyManager};
 use bonafide_pki::{KeyError, Random};
 use bonafide_runtime::clock::SharedClock;
+use bonafide_runtime::tasks::chain;
 
+use crate::bundle_publisher::BundlePublisher;
+use crate::bundle_publisher::kubernetes::{CaBundle, ClusterTrustBundle, ConfigMap};
 use crate::config::lifetime::judge;
 use crate::config::{
-    Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, UpstreamSettings, VaultSettings,
+    BundlePublisherSettings, Config, KeyManagerSettings, NodeAttestorSettings, StoreSettings, Target,
+    UpstreamSettings, VaultSettings,
 };
 use crate::federation;
 use crate::gpu_evidence::GpuEvidence;
@@ -82,6 +86,36 @@ pub fn upstream_authority(
             Some(Arc::new(Spire::new(config, clock.clone(), random.clone())))
         }
     })
+}
+
+/// Where the own bundle is published.
+///
+/// # Errors
+/// The files that say how to reach a cluster cannot be used.
+pub fn bundle_publishers(
+    settings: &[BundlePublisherSettings],
+) -> Result<Vec<Arc<dyn BundlePublisher>>, BundlePublisherError> {
+    let publisher = |settings: &BundlePublisherSettings| {
+        let BundlePublisherSettings { name, access, target } = settings.clone();
+        let api = kubernetes::connect(&access)
+            .map_err(|source| BundlePublisherError { name: name.clone(), source })?;
+        Ok::<Arc<dyn BundlePublisher>, _>(match target {
+            Target::ConfigMap(settings) => Arc::new(ConfigMap::new(name, api, settings)),
+            Target::ClusterTrustBundle { name: object, signer_name } => {
+                Arc::new(ClusterTrustBundle::new(name, api, object, signer_name))
+            }
+            Target::CaBundle { label } => Arc::new(CaBundle::new(name, api, label)),
+        })
+    };
+    settings.iter().map(publisher).collect()
+}
+
+/// Why a bundle publisher cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("bundle_publisher.{name}")]
+pub struct BundlePublisherError {
+    name: String,
+    source: kubernetes::ApiError,
 }
 
 /// Which store, and where.
@@ -193,6 +227,9 @@ pub fn check(config: &Config, random: &Arc<dyn Random>, clock: &SharedClock) -> 
     let clusters = config.node_attestor.k8s_psat.clone();
     if let Err(error) = K8sPsat::new(config.trust_domain.clone(), clusters, &kubernetes::connect) {
         problems.push(format!("node_attestor.k8s_psat: {error}"));
+    }
+    if let Err(error) = bundle_publishers(&config.bundle_publishers) {
+        problems.push(chain(&error));
     }
     problems.extend(federation::check(&config.federation));
     problems

@@ -8,6 +8,7 @@ pub mod attestation;
 pub mod audit;
 pub mod authority;
 pub mod backup;
+pub mod bundle_publisher;
 pub mod caller;
 pub mod config;
 pub mod drivers;

@@ -45,6 +45,7 @@ use crate::api::{self, Gate, Services, table::Incomplete};
 use crate::attestation::Attestation;
 use crate::audit::AuditLog;
 use crate::authority::{Authorities, AuthorityConfig, AuthorityError, Issuing, IssuingConfig, ServerSvid};
+use crate::bundle_publisher::Publication;
 use crate::config::lifetime::judge;
 use crate::config::{AuthoritySettings, Config};
 use crate::drivers::{self, NodeAttestorError};
@@ -158,6 +159,9 @@ pub enum ServerError {
     /// The server could not sign its own SVID.
     #[error(transparent)]
     ServerSvid(#[from] crate::authority::server_svid::ServerSvidError),
+    /// The access to a cluster that the bundle is published to cannot be used.
+    #[error(transparent)]
+    BundlePublisher(#[from] drivers::BundlePublisherError),
     /// The lifetimes of the configuration cannot work with its policy.
     #[error("{0}")]
     Lifetimes(String),
@@ -302,6 +306,8 @@ impl Server {
             store: store.clone(),
             config,
         });
+        let publishers = drivers::bundle_publishers(&context.config.bundle_publishers)?;
+        let publication = Publication::new(context.state.clone(), context.td.clone(), publishers);
         let remote = remote_routes(&context, &gate)?;
         let local = local_routes(&context, &gate)?;
 
@@ -317,6 +323,7 @@ impl Server {
                 store,
                 clock: clock.clone(),
                 random: random.clone(),
+                publication,
                 node_pruning: context.config.prune.attested_nodes_expired_for.map(|expired_for| {
                     NodePruning { expired_for, tofu_nodes: context.config.prune.tofu_nodes }
                 }),

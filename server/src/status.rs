@@ -59,6 +59,8 @@ pub mod names {
     pub const FEDERATION_LAST_SUCCESS: &str = "bonafide_server_federation_last_success_seconds";
     /// Relationships that are polled.
     pub const FEDERATION_RELATIONSHIPS: &str = "bonafide_server_federation_relationships";
+    /// Bundles written to a place outside.
+    pub const BUNDLE_PUBLICATIONS: &str = "bonafide_server_bundle_publications_total";
     /// Requests to the bundle endpoint.
     pub const BUNDLE_ENDPOINT_REQUESTS: &str = "bonafide_server_bundle_endpoint_requests_total";
     /// Requests that wait at the bundle endpoint.
@@ -214,6 +216,13 @@ pub const METRICS: &[MetricDoc] = &[
         "",
         &[],
         "Federation relationships that are polled, of the configuration and of the store.",
+    ),
+    doc(
+        names::BUNDLE_PUBLICATIONS,
+        MetricKind::Counter,
+        "",
+        &["publisher", "result"],
+        "Times that the bundle was written to the place of a publisher: `published` or `failed`.",
     ),
     doc(
         names::BUNDLE_ENDPOINT_REQUESTS,

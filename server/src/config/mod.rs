@@ -5,6 +5,7 @@
 //! reader to the same set of keys, so that no option is undocumented and none is documented that does nothing.
 
 mod attestors;
+mod bundle_publisher;
 mod federation;
 pub mod import;
 pub mod lifetime;
@@ -37,6 +38,7 @@ use crate::store::{ConnectionSecret, DriverKind, PostgresConfig, kv};
 use crate::upstream_authority::Address;
 use crate::upstream_authority::cert_manager::CertManagerIssuer;
 use crate::upstream_authority::vault::{VaultAddress, VaultAuth};
+pub use bundle_publisher::{BundlePublisherSettings, Target};
 pub use federation::{BundleEndpointProfile, BundleEndpointSettings, FederationSettings};
 use raw::{
     Raw, RawAudit, RawAuthority, RawCertManager, RawKeyManager, RawListen, RawMemory, RawNodeAttestor,
@@ -79,6 +81,8 @@ pub struct Config {
     pub federation: FederationSettings,
     /// How long what is signed may live.
     pub lifetime: Policy,
+    /// Where the own bundle is published besides.
+    pub bundle_publishers: Vec<BundlePublisherSettings>,
 }
 
 /// Where calls come in.
@@ -437,6 +441,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
     let prune = prune(raw.prune, problems);
     let lifetime = lifetime::settings(raw.lifetime, problems);
     let federation = federation::settings(raw.federation, trust_domain.as_ref(), problems);
+    let bundle_publishers = bundle_publisher::settings(raw.bundle_publisher, problems);
 
     Some(Config {
         trust_domain: trust_domain?,
@@ -457,6 +462,7 @@ fn check(raw: Raw, problems: &mut Problems<'_>) -> Option<Config> {
         prune: prune?,
         federation: federation?,
         lifetime: lifetime?,
+        bundle_publishers: bundle_publishers?,
     })
 }
 
@@ -1112,7 +1118,9 @@ mod tests {
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
              [node_attestor.sshpop]\n[node_attestor.tpm_devid]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n[[lifetime.rules]]\n\
              [node_attestor.k8s_psat.clusters.'\"<cluster>\"']\n[upstream_authority.cert_manager]\n\
-             [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n",
+             [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n\
+             [bundle_publisher.k8s_configmap.clusters.'\"<name>\"']\n[bundle_publisher.k8s_cluster_trust_bundle.clusters.'\"<name>\"']\n\
+             [bundle_publisher.k8s_ca_bundle.clusters.'\"<name>\"']\n",
         )
         .unwrap()
         .0;

@@ -38,6 +38,7 @@ raw! {
         prune: RawPrune,
         federation: RawFederation,
         lifetime: RawLifetime,
+        bundle_publisher: RawBundlePublisher,
     }
     RawListen {
         address: Option<String>,
@@ -282,6 +283,37 @@ raw! {
         default: Option<HumanDuration>,
         max: Option<HumanDuration>,
         beyond: Option<String>,
+    }
+    RawBundlePublisher {
+        k8s_configmap: RawConfigMaps,
+        k8s_cluster_trust_bundle: RawClusterTrustBundles,
+        k8s_ca_bundle: RawCaBundles,
+    }
+    RawConfigMaps {
+        clusters: BTreeMap<String, RawConfigMap>,
+    }
+    RawConfigMap {
+        namespace: Option<String>,
+        configmap_name: Option<String>,
+        configmap_key: Option<String>,
+        format: Option<String>,
+        refresh_hint: Option<HumanDuration>,
+        kubeconfig_path: Option<PathBuf>,
+    }
+    RawClusterTrustBundles {
+        clusters: BTreeMap<String, RawClusterTrustBundle>,
+    }
+    RawClusterTrustBundle {
+        name: Option<String>,
+        signer_name: Option<String>,
+        kubeconfig_path: Option<PathBuf>,
+    }
+    RawCaBundles {
+        clusters: BTreeMap<String, RawCaBundle>,
+    }
+    RawCaBundle {
+        label: Option<String>,
+        kubeconfig_path: Option<PathBuf>,
     }
     RawPrune {
         attested_nodes_expired_for: Option<HumanDuration>,

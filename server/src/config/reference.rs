@@ -852,6 +852,74 @@ pub const FIELDS: &[Field] = &[
         "required in the `https_spiffe` profile",
         "Whose X.509-SVID that endpoint must present; `spiffe://<trust domain>/spire/server` where it is a server of that trust domain.",
     ),
+    field(
+        "bundle_publisher.k8s_configmap.clusters.\"<name>\".namespace",
+        "string",
+        "required",
+        "The namespace of a ConfigMap in which this trust domain's bundle is kept up to date, by server-side apply. The right to \
+         `patch` it is needed, and the right to `create` ConfigMaps where it does not exist.",
+    ),
+    field(
+        "bundle_publisher.k8s_configmap.clusters.\"<name>\".configmap_name",
+        "string",
+        "required",
+        "The name of the ConfigMap.",
+    ),
+    field(
+        "bundle_publisher.k8s_configmap.clusters.\"<name>\".configmap_key",
+        "string",
+        "`bundle.crt` (pem), `bundle.json`",
+        "The key in its data. Other keys are left alone.",
+    ),
+    field(
+        "bundle_publisher.k8s_configmap.clusters.\"<name>\".format",
+        "`pem`, `spiffe` or `jwks`",
+        "`pem`",
+        "What is written: the X.509 authorities, the whole SPIFFE bundle, or the keys of JWT-SVIDs.",
+    ),
+    field(
+        "bundle_publisher.k8s_configmap.clusters.\"<name>\".refresh_hint",
+        "duration",
+        "the bundle's own",
+        "The hint that is written in the format `spiffe`.",
+    ),
+    field(
+        "bundle_publisher.k8s_configmap.clusters.\"<name>\".kubeconfig_path",
+        "path",
+        "the cluster that the server runs in",
+        "The kubeconfig file of another cluster; its current context counts.",
+    ),
+    field(
+        "bundle_publisher.k8s_cluster_trust_bundle.clusters.\"<name>\".name",
+        "string",
+        "required",
+        "The ClusterTrustBundle that is kept up to date. With `signer_name` it begins with it, a colon in place of each slash, and a colon.",
+    ),
+    field(
+        "bundle_publisher.k8s_cluster_trust_bundle.clusters.\"<name>\".signer_name",
+        "string",
+        "none",
+        "The signer that pods may select it by, such as `example.org/svid`. The right to `attest` for it is needed.",
+    ),
+    field(
+        "bundle_publisher.k8s_cluster_trust_bundle.clusters.\"<name>\".kubeconfig_path",
+        "path",
+        "the cluster that the server runs in",
+        "As above.",
+    ),
+    field(
+        "bundle_publisher.k8s_ca_bundle.clusters.\"<name>\".label",
+        "label key",
+        "required",
+        "The `caBundle` of each webhook configuration, conversion webhook of a custom resource and API service that has this label \
+         with the value `true` is kept up to date. The rights to `list` and `patch` all four kinds are needed.",
+    ),
+    field(
+        "bundle_publisher.k8s_ca_bundle.clusters.\"<name>\".kubeconfig_path",
+        "path",
+        "the cluster that the server runs in",
+        "As above.",
+    ),
 ];
 
 /// The page `docs/reference/configuration-server.md`.

@@ -91,6 +91,7 @@ impl Client {
             Verb::Create => Method::POST,
             Verb::Delete => Method::DELETE,
             Verb::Get | Verb::List => Method::GET,
+            Verb::Apply | Verb::Patch => Method::PATCH,
         };
         let mut request = Request::new(Body::empty());
         *request.method_mut() = method;
@@ -101,7 +102,13 @@ impl Client {
         let json = header::HeaderValue::from_static("application/json");
         request.headers_mut().insert(header::ACCEPT, json.clone());
         if let Some(body) = &call.body {
-            request.headers_mut().insert(header::CONTENT_TYPE, json);
+            let content = match call.verb {
+                // JSON is YAML.
+                Verb::Apply => header::HeaderValue::from_static("application/apply-patch+yaml"),
+                Verb::Patch => header::HeaderValue::from_static("application/json-patch+json"),
+                _ => json,
+            };
+            request.headers_mut().insert(header::CONTENT_TYPE, content);
             *request.body_mut() = Body::from(body.to_string().into_bytes());
         }
         let unreachable = |error: kube::Error| match error {

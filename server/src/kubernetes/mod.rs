@@ -30,7 +30,7 @@ pub enum Access {
 /// One call to an API server.
 #[derive(Clone, Debug)]
 pub struct Call<'a> {
-    /// What is done, as RBAC calls it: `create`, `delete`, `get` or `list`.
+    /// What is done, as RBAC calls it: `create`, `delete`, `get`, `list` or `patch`.
     pub verb: Verb,
     /// The resource, as RBAC calls it, with its group: `pods`, `tokenreviews.authentication.k8s.io`.
     pub resource: &'a str,
@@ -45,18 +45,23 @@ pub struct Call<'a> {
 pub enum Verb {
     /// `POST`.
     Create,
+    /// `PATCH` with a whole object: server-side apply. RBAC has the same word for it as for [`Self::Patch`].
+    Apply,
     /// `DELETE`.
     Delete,
     /// `GET` of one object.
     Get,
     /// `GET` of all.
     List,
+    /// `PATCH` with a list of operations (RFC 6902).
+    Patch,
 }
 
 impl Verb {
     /// The word that RBAC has for it.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Apply | Self::Patch => "patch",
             Self::Create => "create",
             Self::Delete => "delete",
             Self::Get => "get",

@@ -16,6 +16,7 @@ use bonafide_runtime::tasks::{NextRun, Periodic, Schedule, TaskGroup};
 use tokio::sync::Mutex;
 
 use crate::authority::{Authorities, ServerSvid, slots::LONGEST_WAIT};
+use crate::bundle_publisher::Publication;
 use crate::store::Store;
 pub use prune::NodePruning;
 
@@ -31,13 +32,15 @@ pub struct Parts {
     pub clock: SharedClock,
     /// Spreads retries and prunings.
     pub random: Arc<dyn Random>,
+    /// Where the bundle is published.
+    pub publication: Publication,
     /// Whether, and which, expired nodes are deleted.
     pub node_pruning: Option<NodePruning>,
 }
 
 /// Starts all of them in `group` and gives their statuses.
 pub fn spawn(group: &mut TaskGroup, parts: Parts) -> Vec<Periodic> {
-    let Parts { authorities, server_svid, store, clock, random, node_pruning } = parts;
+    let Parts { authorities, server_svid, store, clock, random, publication, node_pruning } = parts;
     let mut tasks = Tasks { group, clock, random, statuses: Vec::new() };
 
     let rotated = Arc::clone(&authorities);
@@ -87,19 +90,24 @@ pub fn spawn(group: &mut TaskGroup, parts: Parts) -> Vec<Periodic> {
     });
 
     // A bundle that somebody else has changed may taint what signs here.
-    let (mut bundles, shutdown) = (store.state().subscribe_bundles(), tasks.group.shutdown().clone());
-    tasks.group.spawn("authority rotation wake-up", async move {
-        loop {
-            let changed = tokio::select! {
-                () = shutdown.triggered() => return Ok(()),
-                changed = bundles.changed() => changed,
-            };
-            if changed.is_err() {
-                return Ok(());
+    tasks.wake_with_bundles("authority rotation wake-up", &store, rotation);
+    if !publication.is_empty() {
+        let publication = Arc::new(publication);
+        // Once a minute, so that what others changed comes back; a failure is tried again soon, then less and less often.
+        let schedule = Schedule {
+            interval: Duration::from_secs(60),
+            retry: Duration::from_millis(500),
+            immediately: true,
+        };
+        let periodic = tasks.start("bundle publication", schedule, move |_| {
+            let publication = Arc::clone(&publication);
+            async move {
+                publication.run().await?;
+                Ok(NextRun::Usual)
             }
-            rotation.wake();
-        }
-    });
+        });
+        tasks.wake_with_bundles("bundle publication wake-up", &store, periodic);
+    }
 
     prune::start(&mut tasks, &store, authorities.trust_domain(), node_pruning);
     tasks.statuses
@@ -124,5 +132,22 @@ impl Tasks<'_> {
         let shutdown = self.group.shutdown().clone();
         self.group.spawn(name, periodic.clone().run(shutdown, move || random.u64(), work));
         periodic
+    }
+
+    /// Makes a run due whenever a bundle changes.
+    fn wake_with_bundles(&mut self, name: &'static str, store: &Store, periodic: Periodic) {
+        let (mut bundles, shutdown) = (store.state().subscribe_bundles(), self.group.shutdown().clone());
+        self.group.spawn(name, async move {
+            loop {
+                let changed = tokio::select! {
+                    () = shutdown.triggered() => return Ok(()),
+                    changed = bundles.changed() => changed,
+                };
+                if changed.is_err() {
+                    return Ok(());
+                }
+                periodic.wake();
+            }
+        });
     }
 }

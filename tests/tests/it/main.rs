@@ -5,6 +5,7 @@
 mod authority;
 mod contract;
 mod demo;
+mod deploy;
 mod differential;
 mod durability;
 mod federation;

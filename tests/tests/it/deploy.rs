@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bonafide_tests::{Deployment, Settings, programs, skipped};
+use bonafide_tests::programs::programs;
+use bonafide_tests::{Deployment, Settings, skipped};
 
 use crate::interop::{folder, has, run};
 

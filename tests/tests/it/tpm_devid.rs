@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bonafide_agent::config::{Secret, TpmDevIdConfig};
-use bonafide_agent::node_attestor::tpm_devid::TpmDevId as AgentHalf;
 use bonafide_agent::node_attestor::NodeAttestor as _;
+use bonafide_agent::node_attestor::tpm_devid::TpmDevId as AgentHalf;
 use bonafide_agent::tpm::{Auth, Command, Handle, Tpm, sized};
 use bonafide_identity::{Selector, Timestamp};
 use bonafide_pki::tpm::{Kind, Public, template};

@@ -925,7 +925,7 @@ mod tests {
             "[key_manager.disk]\n[key_manager.memory]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
              [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
              [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
-             [node_attestor.sshpop]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
+             [node_attestor.sshpop]\n[node_attestor.gpu_evidence]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n\
              [federation.bundle_endpoint]\n[federation.federates_with.'\"<trust domain>\"']\n",
         )
         .unwrap()

@@ -1111,19 +1111,32 @@ mod tests {
     /// Everything that can be written is documented, and the reverse.
     #[test]
     fn the_reference_lists_exactly_the_keys_that_are_read() {
-        let raw: Raw = parse_toml(
-            Path::new("x"),
-            "[key_manager.disk]\n[key_manager.memory]\n[store.postgres]\n[upstream_authority.disk]\n[upstream_authority.spire]\n\
-             [upstream_authority.vault.token]\n[upstream_authority.vault.approle]\n[upstream_authority.vault.cert]\n\
-             [upstream_authority.vault.kubernetes]\n[node_attestor.x509pop]\n\
-             [node_attestor.sshpop]\n[node_attestor.tpm_devid]\n[node_attestor.http_challenge]\n[[node_attestor.oidc.issuers]]\n[[lifetime.rules]]\n\
-             [node_attestor.k8s_psat.clusters.'\"<cluster>\"']\n[upstream_authority.cert_manager]\n\
-             [federation.bundle_endpoint.acme]\n[federation.federates_with.'\"<trust domain>\"']\n\
-             [bundle_publisher.k8s_configmap.clusters.'\"<name>\"']\n[bundle_publisher.k8s_cluster_trust_bundle.clusters.'\"<name>\"']\n\
-             [bundle_publisher.k8s_ca_bundle.clusters.'\"<name>\"']\n",
-        )
-        .unwrap()
-        .0;
+        let sections = [
+            "[bundle_publisher.k8s_ca_bundle.clusters.'\"<name>\"']",
+            "[bundle_publisher.k8s_cluster_trust_bundle.clusters.'\"<name>\"']",
+            "[bundle_publisher.k8s_configmap.clusters.'\"<name>\"']",
+            "[federation.bundle_endpoint.acme]",
+            "[federation.federates_with.'\"<trust domain>\"']",
+            "[key_manager.disk]",
+            "[key_manager.memory]",
+            "[[lifetime.rules]]",
+            "[node_attestor.gpu_evidence]",
+            "[node_attestor.http_challenge]",
+            "[node_attestor.k8s_psat.clusters.'\"<cluster>\"']",
+            "[[node_attestor.oidc.issuers]]",
+            "[node_attestor.sshpop]",
+            "[node_attestor.tpm_devid]",
+            "[node_attestor.x509pop]",
+            "[store.postgres]",
+            "[upstream_authority.cert_manager]",
+            "[upstream_authority.disk]",
+            "[upstream_authority.spire]",
+            "[upstream_authority.vault.approle]",
+            "[upstream_authority.vault.cert]",
+            "[upstream_authority.vault.kubernetes]",
+            "[upstream_authority.vault.token]",
+        ];
+        let raw: Raw = parse_toml(Path::new("x"), &sections.join("\n")).unwrap().0;
         let mut read = Vec::new();
         leaves(String::new(), &serde_json::to_value(raw).unwrap(), &mut read);
         read.sort();

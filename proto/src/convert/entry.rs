@@ -239,7 +239,7 @@ pub fn entry_from_server(wire: &types::Entry) -> Result<Entry, ConvertError> {
 const PARENT_ID: &str = "invalid parent ID";
 const SPIFFE_ID: &str = "invalid spiffe ID";
 
-const ALL: EntryMask = EntryMask {
+pub(super) const ALL: EntryMask = EntryMask {
     spiffe_id: true,
     parent_id: true,
     selectors: true,
@@ -263,7 +263,7 @@ fn when<T: Default>(wanted: bool, value: impl FnOnce() -> T) -> T {
 }
 
 /// What came over the wire fits; what a configuration brought could be longer than the wire can say.
-fn seconds(ttl: u32) -> i32 {
+pub(super) fn seconds(ttl: u32) -> i32 {
     i32::try_from(ttl).unwrap_or(i32::MAX)
 }
 

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub use memory::Memory;
 
 use super::DriverKind;
+use crate::status::names;
 
 /// An ordered set of keys with values.
 ///
@@ -205,7 +206,7 @@ struct OnDisk {
 impl Driver for OnDisk {
     fn open(&self) -> Result<Box<dyn KeyValue>, KvError> {
         let inner = guarded(|| (self.open)(&self.path, self.cache_bytes))?;
-        Ok(Box::new(Guarded { inner: Some(inner) }))
+        Ok(Box::new(Guarded { inner: Some(inner), reads: metrics::counter!(names::STORE_READS) }))
     }
 
     fn file(&self) -> Option<&Path> {
@@ -213,10 +214,11 @@ impl Driver for OnDisk {
     }
 }
 
-/// Turns the panics with which both databases answer some kinds of damage (a flipped bit in sled's log, a zeroed page
+/// Counts reads, and turns the panics with which both databases answer some kinds of damage (a flipped bit in sled's log, a zeroed page
 /// in redb) into [`KvError::Damaged`].
 struct Guarded {
     inner: Option<Box<dyn KeyValue>>,
+    reads: metrics::Counter,
 }
 
 impl Guarded {
@@ -227,10 +229,12 @@ impl Guarded {
 
 impl KeyValue for Guarded {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        self.reads.increment(1);
         guarded(|| self.inner().get(key))
     }
 
     fn scan(&self, range: &Range, visit: Visitor<'_>) -> Result<(), KvError> {
+        self.reads.increment(1);
         guarded(|| self.inner().scan(range, visit))
     }
 

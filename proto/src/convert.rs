@@ -16,6 +16,7 @@ mod bundle;
 mod entry;
 mod filter;
 mod id;
+mod page;
 mod status;
 mod svid;
 
@@ -34,6 +35,7 @@ pub use id::{
     IdClass, IdRefusal, agent_id_from_wire, member_id_from_wire, selector_from_wire, selectors_from_wire,
     selectors_to_wire, spiffe_id_from_wire, spiffe_id_to_wire, trust_domain_from_wire, workload_id_from_wire,
 };
+pub use page::{SyncForm, SyncPage};
 pub use status::{
     denial_reason, error_info, permission_denied_with_reason, result_status, status, status_from_error,
     status_ok, status_with_error_info,

@@ -21,7 +21,6 @@ use bonafide_proto::health::v1::health_server::HealthServer;
 use bonafide_proto::spire::server::agent::v1::agent_server::AgentServer;
 use bonafide_proto::spire::server::bundle::v1::bundle_server::BundleServer;
 use bonafide_proto::spire::server::debug::v1::debug_server::DebugServer;
-use bonafide_proto::spire::server::entry::v1::entry_server::EntryServer;
 use bonafide_proto::spire::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
 use bonafide_proto::spire::server::logger::v1::logger_server::LoggerServer;
 use bonafide_proto::spire::server::svid::v1::svid_server::SvidServer;
@@ -570,7 +569,7 @@ fn shared(context: &Arc<Context>, gate: &Arc<Gate>) -> Services {
     Services::new(gate.clone())
         .with(AgentServer::new(api::agent::v1::Service::new(context.clone())))
         .with(BundleServer::new(bundle))
-        .with(EntryServer::new(api::entry::v1::Service::new(context.clone())))
+        .with(api::entry::v1::Server::new(api::entry::v1::Service::new(context.clone())))
         .with(SvidServer::new(svid))
         .with(LocalAuthorityServer::new(local_authority))
         .with(TrustDomainServer::new(trust_domain))

@@ -39,6 +39,8 @@ pub mod names {
     pub const EPOCH: &str = "bonafide_server_store_epoch";
     /// How long the store took to make a group of writes durable.
     pub const STORE_COMMIT_SECONDS: &str = "bonafide_server_store_commit_seconds";
+    /// Reads of the database.
+    pub const STORE_READS: &str = "bonafide_server_store_reads_total";
     /// Writes to the store.
     pub const STORE_WRITES: &str = "bonafide_server_store_writes_total";
     /// For how long the shared database has not been heard of.
@@ -144,6 +146,13 @@ pub const METRICS: &[MetricDoc] = &[
         "seconds",
         &[],
         "How long the store took to make a group of writes durable.",
+    ),
+    doc(
+        names::STORE_READS,
+        MetricKind::Counter,
+        "",
+        &[],
+        "Lookups and scans in the database, by writes, backups and the start. Calls that only read are answered from memory.",
     ),
     doc(
         names::STORE_WRITES,

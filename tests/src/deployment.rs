@@ -37,6 +37,8 @@ pub struct Settings {
     pub store: String,
     /// Further lines for the `authority` table of the server's configuration.
     pub authority_extra: String,
+    /// Further lines for the `listen` table of the server's configuration.
+    pub listen_extra: String,
     /// Further lines for the server's configuration: of the `ratelimit` table, then tables of their own.
     pub server_extra: String,
     /// Further lines for the `admin` table of the agent's configuration, then tables of their own. `{folder}` stands for
@@ -58,6 +60,7 @@ impl Default for Settings {
             sync_interval: "500ms".to_owned(),
             store: "sled".to_owned(),
             authority_extra: String::new(),
+            listen_extra: String::new(),
             server_extra: String::new(),
             agent_extra: String::new(),
             folder: None,
@@ -183,7 +186,7 @@ data_dir = "{folder}/server/data"
 [listen]
 address = "127.0.0.1:{port}"
 admin_socket = "{folder}/server/private/api.sock"
-[log]
+{listen_extra}[log]
 level = "info"
 [authority]
 ca_ttl = "{ca}"
@@ -204,6 +207,7 @@ attestation = 0
             agent = settings.agent_ttl,
             key = settings.key_type,
             store = settings.store,
+            listen_extra = settings.listen_extra,
             authority_extra = settings.authority_extra,
             extra = settings.server_extra,
         )

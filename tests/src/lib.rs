@@ -5,7 +5,9 @@
 //! server. Waiting is for a state, with a bound, and a failure says what was seen last ([`eventually`]).
 
 pub mod deployment;
+pub mod load;
 pub mod programs;
+pub mod usage;
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

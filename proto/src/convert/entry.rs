@@ -248,7 +248,7 @@ const LONGEST_QUOTE: usize = 256;
 const PARENT_ID: &str = "invalid parent ID";
 const SPIFFE_ID: &str = "invalid spiffe ID";
 
-const ALL: EntryMask = EntryMask {
+pub(super) const ALL: EntryMask = EntryMask {
     spiffe_id: true,
     parent_id: true,
     selectors: true,
@@ -272,7 +272,7 @@ fn when<T: Default>(wanted: bool, value: impl FnOnce() -> T) -> T {
 }
 
 /// What came over the wire fits; what a configuration brought could be longer than the wire can say.
-fn seconds(ttl: u32) -> i32 {
+pub(super) fn seconds(ttl: u32) -> i32 {
     i32::try_from(ttl).unwrap_or(i32::MAX)
 }
 

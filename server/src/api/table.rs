@@ -142,8 +142,8 @@ rules! {
     "spire.api.server.entry.v1.Entry/BatchCreateEntry" => LOCAL_ADMIN None Always;
     "spire.api.server.entry.v1.Entry/BatchUpdateEntry" => LOCAL_ADMIN None Always;
     "spire.api.server.entry.v1.Entry/BatchDeleteEntry" => LOCAL_ADMIN None Always;
-    "spire.api.server.entry.v1.Entry/GetAuthorizedEntries" => AGENT None Failures;
-    "spire.api.server.entry.v1.Entry/SyncAuthorizedEntries" => AGENT None Failures;
+    "spire.api.server.entry.v1.Entry/GetAuthorizedEntries" => AGENT Fixed(100) Failures;
+    "spire.api.server.entry.v1.Entry/SyncAuthorizedEntries" => AGENT Fixed(100) Failures;
 
     "spire.api.server.localauthority.v1.LocalAuthority/GetJWTAuthorityState" => LOCAL_ADMIN None Always;
     "spire.api.server.localauthority.v1.LocalAuthority/PrepareJWTAuthority" => LOCAL_ADMIN None Always;

@@ -23,6 +23,7 @@ pub use connection_string::{ConnectionStringError, check as check_connection_str
 pub use memory::Memory;
 
 use super::{DriverKind, StoreConfig};
+use crate::status::names;
 
 /// An ordered set of keys with values.
 ///
@@ -287,7 +288,7 @@ struct OnDisk {
 impl Driver for OnDisk {
     fn open(&self) -> Result<Box<dyn KeyValue>, KvError> {
         let inner = guarded(|| (self.open)(&self.path, self.cache_bytes))?;
-        Ok(Box::new(Guarded { inner: Some(inner) }))
+        Ok(Box::new(Guarded { inner: Some(inner), reads: metrics::counter!(names::STORE_READS) }))
     }
 
     fn file(&self) -> Option<&Path> {
@@ -295,10 +296,11 @@ impl Driver for OnDisk {
     }
 }
 
-/// Turns the panics with which both databases answer some kinds of damage (a flipped bit in sled's log, a zeroed page
+/// Counts reads, and turns the panics with which both databases answer some kinds of damage (a flipped bit in sled's log, a zeroed page
 /// in redb) into [`KvError::Damaged`].
 struct Guarded {
     inner: Option<Box<dyn KeyValue>>,
+    reads: metrics::Counter,
 }
 
 impl Guarded {
@@ -309,10 +311,12 @@ impl Guarded {
 
 impl KeyValue for Guarded {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        self.reads.increment(1);
         guarded(|| self.inner().get(key))
     }
 
     fn scan(&self, range: &Range, visit: Visitor<'_>) -> Result<(), KvError> {
+        self.reads.increment(1);
         guarded(|| self.inner().scan(range, visit))
     }
 

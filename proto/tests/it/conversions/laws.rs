@@ -1,11 +1,11 @@
 //! Laws over arbitrary messages: nothing panics, and what is accepted comes back as it was.
 
-use bonafide_identity::Timestamp;
+use bonafide_identity::{Entry, Timestamp};
 use bonafide_proto::convert::{
-    agent_filter_from_wire, agent_from_server, agent_to_wire, apply_bundle_update, apply_entry_update,
-    bundle_from_server, bundle_from_wire, bundle_to_wire, denial_reason, entry_filter_from_wire,
-    entry_from_server, entry_from_wire, entry_to_wire, jwt_svid_from_server, result_status,
-    wit_svid_from_server, x509_svid_from_server,
+    SyncForm, SyncPage, agent_filter_from_wire, agent_from_server, agent_to_wire, apply_bundle_update,
+    apply_entry_update, bundle_from_server, bundle_from_wire, bundle_to_wire, denial_reason,
+    entry_filter_from_wire, entry_from_server, entry_from_wire, entry_to_wire, jwt_svid_from_server,
+    result_status, wit_svid_from_server, x509_svid_from_server,
 };
 use bonafide_proto::spire::server::{agent::v1 as agent, entry::v1 as entry_api};
 use bonafide_proto::spire::types::{self, BundleMask, EntryMask, entry::AdditionalAttributes};
@@ -42,6 +42,16 @@ fn selector() -> impl Strategy<Value = types::Selector> {
         1 => (text(), text()).prop_map(|(kind, value)| types::Selector { r#type: kind, value }),
         3 => ("[a-c]", "[a-z:]{1,4}").prop_map(|(kind, value)| types::Selector { r#type: kind, value }),
     ]
+}
+
+/// A mask is fifteen booleans: two bytes each on the wire, three for the last.
+fn mask_of(bits: u16) -> EntryMask {
+    let wire: Vec<u8> = (2u8..=15)
+        .filter(|number| bits >> number & 1 == 1)
+        .flat_map(|number| [number << 3, 1])
+        .chain(if bits & 1 == 1 { vec![0x80, 0x01, 1] } else { Vec::new() })
+        .collect();
+    EntryMask::decode(wire.as_slice()).unwrap()
 }
 
 fn several<S: Strategy>(item: S) -> impl Strategy<Value = Vec<S::Value>>
@@ -88,21 +98,58 @@ proptest! {
         }
     }
 
+    /// What is written straight from domain types is what the generated types give, to the byte.
+    #[test]
+    fn pages(
+        wires in proptest::collection::vec(wire_entry(), 0..4),
+        mask in proptest::option::of(any::<u16>()),
+        (created_at, more) in (any::<i64>(), any::<bool>()),
+    ) {
+        let created_at = Timestamp::from_unix_seconds(created_at);
+        let entries: Vec<_> = wires
+            .iter()
+            .filter_map(|wire| {
+                let mut entry = entry_from_wire(wire, &td("td")).ok()?.into_entry(|| entry().id, created_at);
+                entry.revision = wire.revision_number;
+                Some(entry)
+            })
+            .collect();
+        let mask = mask.map(mask_of);
+        let full = SyncPage { entries: entries.iter(), form: SyncForm::Full(mask.as_ref()), more };
+        let message = entry_api::SyncAuthorizedEntriesResponse {
+            entries: entries.iter().map(|entry| entry_to_wire(entry, mask.as_ref())).collect(),
+            more,
+            ..Default::default()
+        };
+        let mut bytes = Vec::new();
+        full.encode(&mut bytes);
+        prop_assert_eq!(&bytes, &message.encode_to_vec());
+        prop_assert_eq!(full.encoded_len(), bytes.len());
+
+        let revisions = SyncPage { entries: entries.iter(), form: SyncForm::Revisions, more };
+        let revision = |entry: &Entry| entry_api::EntryRevision {
+            id: entry.id.as_str().to_owned(),
+            revision_number: entry.revision,
+            created_at: entry.created_at.unix_seconds(),
+        };
+        let message = entry_api::SyncAuthorizedEntriesResponse {
+            entry_revisions: entries.iter().map(revision).collect(),
+            more,
+            ..Default::default()
+        };
+        let mut bytes = Vec::new();
+        revisions.encode(&mut bytes);
+        prop_assert_eq!(&bytes, &message.encode_to_vec());
+        prop_assert_eq!(revisions.encoded_len(), bytes.len());
+    }
+
     /// An update either leaves an entry that obeys the rules, or the old one.
     #[test]
     fn updates(wire in wire_entry(), mask in proptest::option::of(any::<u16>())) {
         let td = td("td");
         let mut before = entry();
         before.disable_x509_svid_prefetch = false;
-        // A mask is fifteen booleans: two bytes each on the wire.
-        let mask = mask.map(|bits| {
-            let wire: Vec<u8> = (2u8..=15)
-                .filter(|number| bits >> number & 1 == 1)
-                .flat_map(|number| [number << 3, 1])
-                .chain(if bits & 1 == 1 { vec![0x80, 0x01, 1] } else { Vec::new() })
-                .collect();
-            EntryMask::decode(wire.as_slice()).unwrap()
-        });
+        let mask = mask.map(mask_of);
         let mut after = before.clone();
         match apply_entry_update(&mut after, &wire, mask.as_ref(), &td) {
             Ok(()) => prop_assert_eq!(after.validate(&td), Ok(())),

@@ -2,6 +2,8 @@
 
 mod sync;
 
+pub use sync::Server;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -41,6 +43,18 @@ impl Service {
     fn authorized(&self, call: &Call) -> Result<Vec<Arc<DomainEntry>>, Status> {
         let node = call.agent()?;
         Ok(self.context.state.with_entries(|entries| entries.authorized(&node.id, &node.selectors)))
+    }
+
+    /// The answer to a poll.
+    async fn pages(
+        &self,
+        request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
+    ) -> Result<sync::Pages, Status> {
+        let call = Call::of(&request)?;
+        let mut requests = request.into_inner();
+        let mask = sync::first(&mut requests).await?;
+        let entries = self.authorized(&call)?;
+        Ok(sync::Pages::new(requests, mask, entries, call))
     }
 
     fn select(&self, filter: &EntryFilter, page: Page) -> Vec<(u64, Arc<DomainEntry>)> {
@@ -202,16 +216,13 @@ impl Entry for Service {
         Ok(Response::new(GetAuthorizedEntriesResponse { entries }))
     }
 
-    type SyncAuthorizedEntriesStream = sync::Pages;
+    type SyncAuthorizedEntriesStream = sync::Messages;
 
     async fn sync_authorized_entries(
         &self,
         request: Request<Streaming<SyncAuthorizedEntriesRequest>>,
-    ) -> Result<Response<sync::Pages>, Status> {
-        let call = Call::of(&request)?;
-        let mut requests = request.into_inner();
-        let mask = sync::first(&mut requests).await?;
-        Ok(Response::new(sync::Pages::new(requests, mask, self.authorized(&call)?)))
+    ) -> Result<Response<sync::Messages>, Status> {
+        self.pages(request).await.map(|pages| Response::new(sync::Messages(pages)))
     }
 }
 

@@ -1,19 +1,25 @@
-//! What nodes and servers send each other at attestation: `x509pop` payloads, challenges and responses, join tokens.
+//! What nodes and servers send each other at attestation: `x509pop` payloads, challenges and responses, join tokens, `k8s_psat`
+//! payloads and what API servers answer about them.
 //!
 //! The bytes up to the first zero byte are what the node presents, those after it what it answers. They are also read as the
 //! signed part of the node's certificate, then presented with a good answer; and as the challenge that an agent gets. Laws:
-//! nobody is admitted without a signature of the certificate's key over both nonces; an admitted node gets an agent's ID
-//! and selectors of the attestor's type; a token is good once.
+//! nobody is admitted without a signature of the certificate's key over both nonces, or of the cluster's key; an admitted
+//! node gets an agent's ID and selectors of the attestor's type; a join token is good once.
 
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bonafide_agent::node_attestor::{self as agent_half, NodeAttestor as _};
 use bonafide_identity::{JoinToken, SelectorSet, Timestamp};
+use bonafide_pki::oidc::{OidcKeys, OidcToken, TokenRules};
 use bonafide_pki::possession::Proof;
-use bonafide_pki::{KeyAlgorithm, Random, inspect, pem};
+use bonafide_pki::{JwsAlgorithm, KeyAlgorithm, Random, inspect, pem};
 use bonafide_server::config::X509PopSettings;
+use bonafide_server::kubernetes::{Access, Api, ApiError, Call};
+use bonafide_server::node_attestor::k8s_psat::{self, ClusterSettings, K8sPsat};
+use bonafide_server::node_attestor::oidc::{KeySettings, KeySource};
 use bonafide_server::node_attestor::x509pop::{AgentPathTemplate, Mode, X509Pop};
 use bonafide_server::node_attestor::{
     Attempt, AttestError, Attested, Conversation, NodeAttestor, join_token,
@@ -23,6 +29,7 @@ use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::foreign_token::{ISSUER, key_set, token as signed_token};
 use crate::{NOW, known_key, split_at_byte, trust_domain, with_a_flipped_bit};
 
 /// The token that the store holds whenever an attempt begins.
@@ -34,6 +41,12 @@ struct Fixture {
     tokens: join_token::JoinToken,
     /// With the usual agent path, and with one that is made of what the certificate says.
     pops: [X509Pop; 2],
+    /// With the cluster's keys alone, and with an API server that is asked too.
+    psat: K8sPsat,
+    /// What that API server answers to everything.
+    api_answer: Arc<Mutex<Vec<u8>>>,
+    /// The cluster's keys are read when they are needed.
+    _files: tempfile::TempDir,
     /// Answers any number of challenges.
     agent: Mutex<Box<dyn agent_half::Attempt>>,
 }
@@ -68,6 +81,37 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
         None,
         Arc::new(Constant(CLIENT_NONCE)),
     );
+    let keys = files.path().join("keys.json");
+    std::fs::write(&keys, key_set()).expect("there is room");
+    let cluster = |name: &str, alive: Option<Access>| ClusterSettings {
+        name: name.to_owned(),
+        service_accounts: ["a:b".to_owned()].into(),
+        audiences: vec!["here".to_owned()],
+        node_labels: ["x".to_owned()].into(),
+        pod_labels: ["x".to_owned()].into(),
+        agent_per_pod: alive.is_none(),
+        proof: k8s_psat::Proof::Keys {
+            keys: Box::new(KeySettings {
+                name: name.to_owned(),
+                url: ISSUER.to_owned(),
+                source: KeySource::File(keys.clone()),
+                ca_path: None,
+                fetch_token_path: None,
+                refresh: Duration::from_secs(3600),
+            }),
+            rules: TokenRules {
+                audiences: vec!["here".to_owned()],
+                algorithms: vec![JwsAlgorithm::Es256],
+                leeway: Duration::from_secs(60),
+                max_age: Duration::from_secs(3600),
+            },
+            alive,
+        },
+    };
+    let clusters = vec![cluster("keys", None), cluster("asked", Some(Access::InCluster))];
+    let api_answer = Arc::new(Mutex::new(Vec::new()));
+    let connect = |_: &Access| Ok(Arc::new(Answering(Arc::clone(&api_answer))) as Arc<dyn Api>);
+    let psat = K8sPsat::new(trust_domain(), clusters, &connect).expect("the keys are there");
     let agent = runtime.block_on(agent.begin()).expect("certificate and key are there");
     Fixture {
         runtime,
@@ -77,6 +121,9 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
             pop("/n/{{ .Subject.CommonName }}/{{ .SerialNumberHex }}"),
         ],
         store,
+        psat,
+        api_answer: Arc::clone(&api_answer),
+        _files: files,
         agent: Mutex::new(agent),
     }
 });
@@ -88,7 +135,44 @@ pub fn check(data: &[u8]) -> bool {
     let certified = certified(data);
     let token = token(data);
     let answered = challenge(data);
-    admitted || certified || token || answered
+    let cluster = psat(payload, answer);
+    // The same as claims that the cluster has signed.
+    let claimed = ["keys", "asked"].map(|name| psat(&psat_payload(name, &signed_token(payload)), answer));
+    admitted || certified || token || answered || cluster || claimed.contains(&true)
+}
+
+/// What a pod with this token presents.
+pub fn psat_payload(cluster: &str, token: &str) -> Vec<u8> {
+    json!({ "cluster": cluster, "token": token }).to_string().into_bytes()
+}
+
+fn psat(payload: &[u8], answer: &[u8]) -> bool {
+    let Fixture { psat, api_answer, .. } = &*FIXTURE;
+    *api_answer.lock().expect("nothing panics on this side of a crash") = answer.to_vec();
+    let Ok(attested) = attest(psat, payload, &mut |_| Vec::new()) else { return false };
+    sound(&attested, "k8s_psat");
+    let path = attested.id.path();
+    let below = ["keys/pod/", "asked/"].map(|place| format!("/spire/agent/k8s_psat/{place}"));
+    let suffix = below.iter().find_map(|place| path.strip_prefix(place.as_str()));
+    assert!(suffix.is_some_and(|suffix| !suffix.contains('/')), "{path}");
+    assert!(attested.can_reattest);
+    // As in `proven`: no opinion on what only this reader cannot read.
+    let Ok(presented) = serde_json::from_slice::<Value>(payload) else { return true };
+    let text = member(&presented, "token", 1).as_str().expect("it was admitted").trim_ascii();
+    let keys = OidcKeys::parse(&key_set()).expect("our own keys");
+    let token = OidcToken::parse(text).expect("it was admitted");
+    assert!(token.verify(&keys).is_ok(), "admitted without a signature");
+    true
+}
+
+/// An API server that answers the same to everything.
+struct Answering(Arc<Mutex<Vec<u8>>>);
+
+#[async_trait]
+impl Api for Answering {
+    async fn call(&self, _: Call<'_>) -> Result<Vec<u8>, ApiError> {
+        Ok(self.0.lock().expect("nothing panics on this side of a crash").clone())
+    }
 }
 
 fn x509pop(payload: &[u8], answer: &[u8]) -> bool {

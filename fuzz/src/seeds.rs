@@ -541,12 +541,23 @@ fn upstream_answer() -> Seeds {
         let message = bonafide_proto::workload::X509svidResponse { svids: vec![svid], ..Default::default() };
         message.encode_to_vec()
     };
+    let request = |status: serde_json::Value| {
+        let labels = serde_json::json!({ "app.kubernetes.io/managed-by": "bonafide-server", "cert-manager.spiffe.io/trust-domain": "example.org" });
+        let metadata = serde_json::json!({ "name": "r", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z", "labels": labels });
+        serde_json::json!({ "metadata": metadata, "status": status }).to_string().into_bytes()
+    };
+    let denied = serde_json::json!({ "conditions": [{ "type": "Denied", "status": "True", "reason": "r", "message": "m" }] });
+    let user = serde_json::json!({ "username": "system:serviceaccount:a:b", "extra": { "authentication.kubernetes.io/pod-name": ["p"] } });
+    let review = serde_json::json!({ "status": { "authenticated": true, "user": user, "audiences": ["a"] } });
     let login = br#"{"auth":{"client_token":"t","lease_duration":3600,"renewable":true}}"#;
     [
         ("identity.pb", identity("spiffe://example.org/nested", &authority)),
         ("login.json", login.to_vec()),
         ("signature.json", signature(&[&authority])),
         ("signature-without-a-chain.json", signature(&[])),
+        ("request.json", request(serde_json::json!({ "certificate": BASE64.encode(text(&leaf).as_bytes()), "ca": BASE64.encode(text(&authority).as_bytes()) }))),
+        ("requests.json", [&b"{\"items\":["[..], &request(denied.clone()), b"]}"].concat()),
+        ("review.json", review.to_string().into_bytes()),
         ("refused-errors.json", br#"{"errors":["permission denied"]}"#.to_vec()),
         ("refused-foreign-identity.pb", identity("spiffe://elsewhere/nested", &authority)),
         ("refused-no-roots.pb", identity("spiffe://example.org/nested", b"x")),
@@ -681,6 +692,22 @@ fn attestation() -> Seeds {
     let answer = attestation_payload::answer(&challenge, &[]);
     let wrong = attestation_payload::answer(&challenge, b"more");
     let conversation = |answer: &[u8]| [&payload[..], &[0], answer].concat();
+    let claims = |change: fn(&mut serde_json::Value)| {
+        let mut claims = serde_json::json!({
+            "iss": crate::foreign_token::ISSUER, "aud": ["here"], "sub": "system:serviceaccount:a:b",
+            "iat": NOW.unix_seconds(), "exp": NOW.unix_seconds() + 600,
+            "kubernetes.io": {
+                "namespace": "a", "serviceaccount": { "name": "b", "uid": "s" }, "pod": { "name": "p", "uid": "u-1" },
+                "node": { "name": "n", "uid": "u-1" },
+            },
+        });
+        change(&mut claims);
+        claims.to_string().into_bytes()
+    };
+    let signed = |claims: &[u8]| crate::foreign_token::token(claims);
+    // Pod and node in one.
+    let object = br#"{"metadata":{"uid":"u-1","labels":{"x":"y"}},"spec":{"nodeName":"n"},"status":{"hostIP":"192.0.2.1"}}"#;
+    let about = |payload: &[u8]| [payload, &[0], &object[..]].concat();
     // What readers pass over may be what others cannot read.
     let more = |json: &[u8]| [&json[..json.len() - 1], b",\"x\":[\"\xff\",1e999]}"].concat();
     [
@@ -689,6 +716,19 @@ fn attestation() -> Seeds {
         ("x509pop.json", conversation(&answer)),
         ("certificate.der", signed_part(&known_key::leaf()).to_vec()),
         ("challenge.json", challenge),
+        ("psat.json", attestation_payload::psat_payload("keys", &signed(&claims(|_| {})))),
+        ("psat-asked.bin", about(&attestation_payload::psat_payload("asked", &signed(&claims(|_| {}))))),
+        ("psat-claims.bin", about(&claims(|_| {}))),
+        ("refused-psat-cluster.json", attestation_payload::psat_payload("x", &signed(&claims(|_| {})))),
+        (
+            "refused-psat-node.bin",
+            about(&attestation_payload::psat_payload(
+                "asked",
+                &signed(&claims(|claims| claims["kubernetes.io"]["node"]["uid"] = "u-2".into())),
+            )),
+        ),
+        ("refused-psat-account.json", claims(|claims| claims["sub"] = "system:serviceaccount:a:c".into())),
+        ("refused-psat-claims.json", claims(|claims| claims["kubernetes.io"]["pod"]["uid"] = "../u".into())),
         ("token.txt", attestation_payload::TOKEN.into()),
         ("refused-answer.json", conversation(&wrong)),
         ("refused-rsa-answer.json", conversation(br#"{"rsa_signature":{"nonce":"","signature":""}}"#)),

@@ -471,6 +471,11 @@ impl Import<'_> {
         self.find(setting).is_some()
     }
 
+    /// Whether a setting is written as a block where a value may stand as well.
+    pub fn is_block(&self, setting: &str) -> bool {
+        self.find(setting).is_some_and(|found| found.value.objects().is_some())
+    }
+
     /// What stands in the file where the pattern ends: of `a.*`, the keys of the blocks in `a` that compose can ask for.
     pub fn names(&self, pattern: &str) -> Vec<String> {
         let fitting = self.found.iter().filter(|found| fits(pattern, &found.keys, false));

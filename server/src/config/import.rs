@@ -150,10 +150,6 @@ const ROWS: &[Row] = &[
     row("health_checks.live_path", Used),
     row("plugins.DataStore.sql", Used),
     row("plugins.DataStore.sql.database_type", Used),
-    row("plugins.DataStore.sql.database_type.*", Block),
-    row("plugins.DataStore.sql.database_type.*.region", Used),
-    row("plugins.DataStore.sql.database_type.*.access_key_id", Used),
-    row("plugins.DataStore.sql.database_type.*.secret_access_key", Used),
     row("plugins.DataStore.sql.connection_string", Used),
     row("plugins.DataStore.sql.ro_connection_string", Moot("every read is answered from memory here")),
     row("plugins.DataStore.sql.max_open_conns", Moot(ONE_CONNECTION)),
@@ -459,7 +455,7 @@ fn datastore(import: &mut Import<'_>) {
     }
     import.left(PLUGIN, CONTENT);
     let kind = format!("{PLUGIN}.database_type");
-    if !import.names(&format!("{kind}.*")).is_empty() {
+    if import.is_block(&kind) {
         return import.left(&kind, DATABASE_IAM);
     }
     match import.text(&kind).as_deref() {

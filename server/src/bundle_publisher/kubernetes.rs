@@ -319,7 +319,6 @@ mod tests {
     use std::sync::Mutex;
 
     use bonafide_identity::{TrustDomain, X509Authority};
-    use bytes::Bytes;
 
     use super::*;
 
@@ -332,13 +331,13 @@ mod tests {
 
     #[async_trait]
     impl Api for Scripted {
-        async fn call(&self, call: Call<'_>) -> Result<Bytes, ApiError> {
+        async fn call(&self, call: Call<'_>) -> Result<Vec<u8>, ApiError> {
             let asked = (call.verb, call.path.clone(), call.body.unwrap_or_default());
             self.asked.lock().unwrap().push(asked);
             let mut answers = self.answers.lock().unwrap();
             let at = answers.iter().position(|(path, _)| call.path.starts_with(path));
             let answer = at.map_or(Ok(json!({})), |at| answers.remove(at).1);
-            answer.map(|value| value.to_string().into())
+            answer.map(|value| value.to_string().into_bytes())
         }
     }
 

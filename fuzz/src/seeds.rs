@@ -318,7 +318,10 @@ fn tpm_devid() -> Seeds {
         ("refused-secret", whole(payload(&leaf, &device(), &good), answer(8, b""))),
         ("refused-signature-of-more", whole(payload(&leaf, &device(), &good), answer(7, b"1"))),
         ("refused-key-of-another", whole(payload(&leaf, &other, &statement(&other)), answer(7, b""))),
-        ("refused-statement-about-another", whole(payload(&leaf, &device(), &statement(&other)), answer(7, b""))),
+        (
+            "refused-statement-about-another",
+            whole(payload(&leaf, &device(), &statement(&other)), answer(7, b"")),
+        ),
         (
             "refused-attestation-key",
             whole(payload_with(&leaf, &device(), &unrestricted, &good), answer(7, b"")),

@@ -83,7 +83,10 @@ fn certified(data: &[u8]) -> bool {
     let Ok(attested) = attest(&payload, &mut |_| answer(7, b"")) else { return false };
     sound(&attested);
     assert!(attest(&payload, &mut |_| answer(8, b"")).is_err(), "admitted without the secret");
-    assert!(attest(&payload, &mut |_| answer(7, b"more")).is_err(), "admitted with a signature of another nonce");
+    assert!(
+        attest(&payload, &mut |_| answer(7, b"more")).is_err(),
+        "admitted with a signature of another nonce"
+    );
     true
 }
 

@@ -472,7 +472,7 @@ fn datastore(import: &mut Import<'_>) {
             import.set("store.postgres.connection_string_path", path, "", Some(comment));
         }
         Some("mysql") => {
-            import.left(&kind, "MySQL is not used here: one server keeps files, a group shares PostgreSQL")
+            import.left(&kind, "MySQL is not used here: one server keeps files, a group shares PostgreSQL");
         }
         _ => {}
     }

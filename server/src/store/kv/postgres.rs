@@ -627,14 +627,12 @@ impl Replacing for Database {
 
 /// The rows begin with what is known, if the log still has it.
 fn news(after: u64, rows: &[tokio_postgres::Row]) -> News {
-    let mut expected = number(after);
     let mut entries = Vec::with_capacity(rows.len());
-    for row in rows {
+    for (expected, row) in (number(after)..).zip(rows) {
         if row.get::<_, i64>(0) != expected {
             return News::Unknown;
         }
         entries.extend(row.get::<_, Option<Vec<u8>>>(1));
-        expected += 1;
     }
     if rows.is_empty() {
         return News::Unknown;

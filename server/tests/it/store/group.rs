@@ -192,7 +192,7 @@ fn two_servers_at_once_lose_no_update() {
                             _ => {
                                 let add = store.write(|unit| {
                                     let id = node("counter", 0).id;
-                                    let former = unit.node(&id).and_then(|node| node.serial.clone());
+                                    let former = unit.node(&id).and_then(|node| node.serial);
                                     let former: u128 =
                                         former.map_or(0, |serial| serial.to_string().parse().unwrap());
                                     unit.node_put(node("counter", former + 1)).map(drop)
@@ -211,7 +211,7 @@ fn two_servers_at_once_lose_no_update() {
         let took = start.elapsed();
         let [a, b] = &members;
         agree(&[a, b]).await;
-        let counter = a.store.state().node(&node("counter", 0).id).unwrap().serial.clone().unwrap();
+        let counter = a.store.state().node(&node("counter", 0).id).unwrap().serial.unwrap();
         assert_eq!(counter.to_string(), counted.load(Ordering::Relaxed).to_string());
         let c = Member::join(&postgres);
         agree(&[a, &c]).await;
@@ -478,7 +478,7 @@ fn a_server_that_is_killed_while_it_writes_leaves_the_others_writing() {
         eprintln!("{} writes acknowledged by those that were killed", ledger.acks);
         other.store.write(|unit| unit.node_delete(&node("beside", 1).id).map(drop)).await.unwrap();
         tokio::task::block_in_place(|| {
-            ledger.check(DriverKind::Postgres, folder.path(), "killed beside another")
+            ledger.check(DriverKind::Postgres, folder.path(), "killed beside another");
         });
         let again = Member::join(&postgres);
         agree(&[&other, &again]).await;
@@ -648,7 +648,7 @@ fn tls_is_verified_and_a_client_certificate_shown() {
         Store::open(member(&at(text), place.path()), SystemClock::shared()).map(|(store, _)| (store, place))
     };
     // `require` would do without a verification elsewhere.
-    let refused = |text: String| open(text).err().expect("must be refused").to_string();
+    let refused = |text: String| open(text).expect_err("must be refused").to_string();
     let error = refused(text("localhost", &wrong, "require"));
     assert!(error.contains("certificate") || error.contains("UnknownIssuer"), "{error}");
     let error = refused(text("127.0.0.1", &right, "require"));

@@ -145,11 +145,15 @@ impl<'a> Report<'a> {
     }
 
     /// The identifiers of the devices that this one is connected to: a GPU lists switches, bytes in the opposite order of the
-    /// certificate's, a switch lists GPUs. Unused places are zero.
+    /// certificate's, one for each link; a switch lists up to eight GPUs, and behind them which port leads to which. Unused places
+    /// are all zeros or all ones.
     pub(super) fn neighbours(&self, of_a_switch: bool) -> BTreeSet<[u8; 8]> {
         let field = if of_a_switch { GPU_NEIGHBOURS } else { SWITCH_NEIGHBOURS };
         let places = self.fields.get(&field).copied().unwrap_or_default().as_chunks::<8>().0;
-        let used = places.iter().filter(|place| **place != [0; 8]);
+        let places = if of_a_switch { &places[..places.len().min(8)] } else { places };
+        let used = places.iter().filter(
+            |place| !matches!(**place, [0x00 | 0xff, ..] if place.iter().all(|byte| *byte == place[0])),
+        );
         used.map(|place| {
             let mut place = *place;
             if !of_a_switch {

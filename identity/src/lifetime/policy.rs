@@ -254,8 +254,8 @@ impl Policy {
         now: Timestamp,
     ) -> Result<Decision, Refusal> {
         let mut default = usual;
-        let (mut longest, mut shortest): (Option<(Duration, &Rule)>, Option<(Duration, &Rule)>) =
-            (None, None);
+        let mut longest: Option<(Duration, &Rule)> = None;
+        let mut shortest: Option<(Duration, &Rule)> = None;
         for rule in self.rules.iter().filter(|rule| rule.applies(subject, now)) {
             default = rule.default.unwrap_or(default);
             if let Some(max) = rule.max

@@ -294,12 +294,14 @@ mod tests {
                 "SVID/BatchNewX509SVID" | "SVID/BatchNewWITSVID" => Limit::SigningEach,
                 "Bundle/PublishJWTAuthority" | "Bundle/PublishWITAuthority" => Limit::Fixed(500),
                 "Agent/PostStatus" | "GpuEvidence/GetChallenge" => Limit::Fixed(10),
+                // SPIRE has no limit here; an agent that polls has no use for more.
+                "Entry/GetAuthorizedEntries" | "Entry/SyncAuthorizedEntries" => Limit::Fixed(100),
                 "GpuEvidence/SubmitEvidence" => Limit::Fixed(1),
                 _ => Limit::None,
             };
             assert_eq!(rule.limit, limit, "{}", rule.path);
         }
-        assert_eq!(RULES.len(), 62 + 3 + 1 + 2);
+        assert_eq!(RULES.len(), 62 + 3 + 2 + 2);
     }
 
     #[test]

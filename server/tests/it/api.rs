@@ -3,6 +3,7 @@
 mod agents;
 mod attestation;
 mod attestors;
+mod bundle_publishers;
 mod bundles;
 mod entries;
 mod federation;

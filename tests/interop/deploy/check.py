@@ -92,7 +92,6 @@ def main():
                 ("bonafide-bonafide-server", "create", "tokenreviews"),
                 ("bonafide-bonafide-server", "get", "pods"),
                 ("bonafide-bonafide-server", "get", "nodes"),
-                ("bonafide-server", "get", "configmaps"),
                 ("bonafide-server", "patch", "configmaps"),
                 ("bonafide-bonafide-agent", "get", "nodes/pods"),
             }, rights(objects)

@@ -99,13 +99,20 @@ fn beside(text: &str, place: &Path) -> String {
     let mut text = text.to_owned();
     for (path, content) in [
         ("/etc/bonafide-bundle/bundle.crt", ""),
-        ("/etc/bonafide-postgres/url", "postgres://bonafide@localhost/bonafide"),
+        ("/etc/bonafide-postgres/connection-string", "host=/run/postgresql user=bonafide"),
     ] {
         let own = place.join(path.trim_start_matches('/'));
         fs::create_dir_all(own.parent().unwrap()).unwrap();
         fs::write(&own, content).unwrap();
         text = text.replace(path, own.to_str().unwrap());
     }
+    // A test is in no cluster.
+    let config = place.join("kubeconfig");
+    fs::write(&config, KUBECONFIG).unwrap();
+    let named = |key: &str| format!("{key} = \"{}\"\n", config.display());
+    text = text
+        .replace("service_account_allow_list", &(named("kube_config_file") + "service_account_allow_list"))
+        .replace("configmap_name", &(named("kubeconfig_path") + "configmap_name"));
     for folder in
         ["/var/lib/bonafide-server", "/var/lib/bonafide-agent", "/run/bonafide-server", "/run/bonafide-agent"]
     {
@@ -113,6 +120,10 @@ fn beside(text: &str, place: &Path) -> String {
     }
     text
 }
+
+const KUBECONFIG: &str = r#"{"apiVersion":"v1","kind":"Config","current-context":"c",
+    "clusters":[{"name":"c","cluster":{"server":"https://127.0.0.1:6443"}}],
+    "users":[{"name":"c","user":{"token":"t"}}],"contexts":[{"name":"c","context":{"cluster":"c","user":"c"}}]}"#;
 
 /// systemd understands the units, and finds little that they could still give up.
 #[test]

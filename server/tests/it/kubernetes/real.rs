@@ -117,6 +117,8 @@ impl Cluster {
             "--authorization-mode=RBAC".to_owned(),
             format!("--token-auth-file={}", users.display()),
             "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+            "--feature-gates=ClusterTrustBundle=true".to_owned(),
+            "--runtime-config=certificates.k8s.io/v1beta1=true".to_owned(),
             // Pods are made here without controllers that would make what this asks for.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ];

@@ -393,11 +393,13 @@ mod tests {
         let name = "example.org:svid:bundle".to_owned();
         let publisher = ClusterTrustBundle::new("k".to_owned(), api.clone(), name, signer);
         publisher.publish(&bundle()).await.unwrap();
-        let asked = api.asked.lock().unwrap();
-        let paths: Vec<&str> = asked.iter().map(|(_, path, _)| path.split('/').nth(3).unwrap()).collect();
-        assert_eq!(paths, ["v1", "v1beta1"]);
-        assert_eq!(asked[1].2["spec"]["signerName"], "example.org/svid");
-        assert!(asked[1].1.contains("example.org%3Asvid%3Abundle"), "{}", asked[1].1);
+        {
+            let asked = api.asked.lock().unwrap();
+            let paths: Vec<&str> = asked.iter().map(|(_, path, _)| path.split('/').nth(3).unwrap()).collect();
+            assert_eq!(paths, ["v1", "v1beta1"]);
+            assert_eq!(asked[1].2["spec"]["signerName"], "example.org/svid");
+            assert!(asked[1].1.contains("example.org%3Asvid%3Abundle"), "{}", asked[1].1);
+        }
 
         let none = Arc::new(Scripted::default());
         none.answers.lock().unwrap().extend((0..3).map(|_| ("/apis/", Err(missing()))));

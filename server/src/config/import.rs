@@ -37,7 +37,7 @@ const UPSTREAM: &str = "this upstream authority does not exist here: sign this s
 const ATTESTOR: &str = "this node attestor does not exist here: its agents must attest in another way and then have other SPIFFE IDs, \
                         so entries below them need new parents. For Google Cloud and Azure see node_attestor.oidc, for \
                         the rest x509pop, sshpop, tpm_devid, http_challenge and join tokens";
-const PUBLISHER: &str = "bundles are not published by the server: publish what `bonafide bundle show --format spiffe` prints, \
+const PUBLISHER: &str = "bundles are published to Kubernetes clusters only (bundle_publisher): publish what `bonafide bundle show --format spiffe` prints, \
                          by a timer";
 const DATABASE_IAM: &str = "passwords made by AWS IAM do not exist here: give the database's role a password or a client certificate, and \
                             write a connection string with it";
@@ -314,6 +314,14 @@ const ROWS: &[Row] = &[
         To(Text, "upstream_authority.cert_manager.issuer_group"),
     ),
     row("plugins.UpstreamAuthority.*", Left(UPSTREAM)),
+    row("plugins.BundlePublisher.k8s_configmap", Used),
+    row("plugins.BundlePublisher.k8s_configmap.clusters.*", Block),
+    row("plugins.BundlePublisher.k8s_configmap.clusters.*.configmap_name", Used),
+    row("plugins.BundlePublisher.k8s_configmap.clusters.*.configmap_key", Used),
+    row("plugins.BundlePublisher.k8s_configmap.clusters.*.namespace", Used),
+    row("plugins.BundlePublisher.k8s_configmap.clusters.*.kubeconfig_path", Used),
+    row("plugins.BundlePublisher.k8s_configmap.clusters.*.format", Used),
+    row("plugins.BundlePublisher.k8s_configmap.clusters.*.refresh_hint", Used),
     row("plugins.BundlePublisher.*", Left(PUBLISHER)),
     row("plugins.Notifier.*", Left(PUBLISHER)),
     row(
@@ -333,6 +341,7 @@ fn compose(import: &mut Import<'_>) {
     x509pop(import);
     node_attestors(import);
     k8s_psat(import);
+    configmaps(import);
     upstream(import);
     bundle_endpoint(import);
     federates_with(import);
@@ -568,6 +577,38 @@ fn k8s_psat(import: &mut Import<'_>) {
                 None if setting == "service_account_allow_list" => import.refuse(&from, "is required"),
                 None => {}
             }
+        }
+    }
+}
+
+fn configmaps(import: &mut Import<'_>) {
+    const PLUGIN: &str = "plugins.BundlePublisher.k8s_configmap";
+    if !import.has(PLUGIN) {
+        return;
+    }
+    let names = import.names("plugins.BundlePublisher.k8s_configmap.clusters.*");
+    if names.is_empty() {
+        import.moot(PLUGIN, "without clusters it publishes nothing");
+    }
+    for name in names {
+        let from = |setting: &str| format!("{PLUGIN}.clusters.{name}.{setting}");
+        let key = |setting: &str| format!("bundle_publisher.k8s_configmap.clusters.{name:?}.{setting}");
+        for setting in ["namespace", "configmap_name", "configmap_key", "format"] {
+            match import.value(&from(setting), Text) {
+                Some(value) => import.set(&key(setting), value, &from(setting), None),
+                None => import.refuse(&from(setting), "is required"),
+            }
+        }
+        if import.text(&from("kubeconfig_path")).is_some_and(|path| !path.is_empty())
+            && let Some(path) = import.value(&from("kubeconfig_path"), Text)
+        {
+            import.set(&key("kubeconfig_path"), path, &from("kubeconfig_path"), None);
+        }
+        // It has an effect in one format only, and is refused with the others.
+        if import.text(&from("format")).as_deref() == Some("spiffe")
+            && let Some(hint) = import.value(&from("refresh_hint"), Duration)
+        {
+            import.set(&key("refresh_hint"), hint, &from("refresh_hint"), None);
         }
     }
 }
@@ -1191,6 +1232,20 @@ mod tests {
         assert!(found[0].contains("service_account_allow_list: is required"), "{found:?}");
         let none = psat("").unwrap();
         assert!(Config::parse(&none.text, Path::new("x")).unwrap().node_attestor.k8s_psat.is_empty());
+
+        let publisher =
+            |text: &str| with(&format!("BundlePublisher \"k8s_configmap\" {{ plugin_data {{ {text} }} }}"));
+        let translation = publisher(
+            r#"clusters = { a = { namespace = "n" configmap_name = "m" configmap_key = "k" format = "spiffe" refresh_hint = "1m" kubeconfig_path = "/k" }
+              b = { namespace = "n" configmap_name = "m" configmap_key = "k" format = "pem" refresh_hint = "1m" kubeconfig_path = "" } }"#,
+        )
+        .unwrap();
+        assert_eq!(left(&translation), Vec::<&str>::new());
+        let config = Config::parse(&translation.text, Path::new("server.toml")).unwrap();
+        let access: Vec<_> = config.bundle_publishers.iter().map(|one| one.access.clone()).collect();
+        assert_eq!(access, [Access::KubeConfig("/k".into()), Access::InCluster], "{}", translation.text);
+        let found = publisher("clusters = { a = { namespace = \"n\" } }").unwrap_err();
+        assert!(found.iter().any(|one| one.contains("configmap_name: is required")), "{found:?}");
 
         let upstream =
             |text: &str| with(&format!("UpstreamAuthority \"cert-manager\" {{ plugin_data {{ {text} }} }}"));

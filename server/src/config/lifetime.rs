@@ -146,9 +146,9 @@ pub fn judge(config: &Config, now: Timestamp) -> Judgement {
                 Err(refusal) => {
                     let text = format!("authority.{key}{when}: {refusal}");
                     if at == now {
-                        judgement.problems.push(text)
+                        judgement.problems.push(text);
                     } else {
-                        judgement.warnings.push(text)
+                        judgement.warnings.push(text);
                     }
                     life
                 }

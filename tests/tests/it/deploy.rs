@@ -205,7 +205,7 @@ fn the_images_hold_the_programs_alone() {
         assert_eq!(text.trim(), user);
         let folder = place.path().join(image.replace(':', "-"));
         let script = format!(
-            "set -e; mkdir {0}; {1} save --format docker-dir -o {0} {2} >/dev/null; for layer in {0}/*; do tar tf $layer 2>/dev/null || true; done",
+            "set -e; mkdir {0}; {1} save --format docker-dir -o {0} {2} >/dev/null 2>&1; for layer in {0}/*; do tar tf $layer 2>/dev/null || true; done",
             folder.display(),
             podman.display(),
             image

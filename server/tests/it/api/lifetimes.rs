@@ -78,7 +78,7 @@ async fn each_signature_keeps_the_policy_and_the_audit_log_says_why() {
     let channel = server.remote(Some(&agent)).await.unwrap();
     let params = ["payments", "old"].map(|entry| NewX509svidParams {
         entry_id: entry.to_owned(),
-        csr: agent_csr(&PrivateKey::generate(KeyType::EcP256).unwrap(), None).unwrap().into(),
+        csr: agent_csr(&PrivateKey::generate(KeyType::EcP256).unwrap(), None).unwrap(),
     });
     let request = BatchNewX509svidRequest { params: params.into() };
     let results =

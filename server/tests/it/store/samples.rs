@@ -50,7 +50,7 @@ fn full_bundle() -> bonafide_identity::Bundle {
     bundle
 }
 
-fn banned_node() -> bonafide_identity::AttestedNode {
+fn banned_node() -> AttestedNode {
     let mut node = node("banned", 0);
     node.serial = None;
     node.new_serial = Some(SerialNumber::from(u128::MAX));

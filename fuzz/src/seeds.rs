@@ -39,7 +39,7 @@ use crate::{NOW, attestation_payload, server_records, trust_domain};
 type Check = fn(&[u8]) -> bool;
 
 /// The targets by name.
-const TARGETS: [(&str, Check); 18] = [
+const TARGETS: [(&str, Check); 21] = [
     ("agent_store_file", crate::agent_store_file::check),
     ("attestation_payload", crate::attestation_payload::check),
     ("authority_shim", crate::authority_shim::check),

@@ -67,7 +67,7 @@ pub const AGENT_METRICS: &[MetricDoc] = &[
         "",
         &["reason"],
         "Attestations that gave no `gpu` selectors because allocations were not certain: `pod` (the caller's pod is not known), \
-         `kubelet` (allocations cannot be read), `devices` (they make no sense) or `unsteady` (the pod changed at each look).",
+         `kubelet` (allocations cannot be read), `devices` (they make no sense), `host` (the drivers of the machine do not answer) or `unsteady` (the pod changed at each look).",
     ),
     doc(ENTRIES, MetricKind::Gauge, "", &[], "Entries that the agent is entitled to."),
     doc(SVIDS, MetricKind::Gauge, "", &["kind"], "SVIDs that are kept, by kind: `x509`, `jwt` or `wit`."),

@@ -203,9 +203,10 @@ impl AttestedNode {
     }
 
     /// Takes over what evidence said of the same node before it attested again, until its end: between attesting and showing evidence anew the
-    /// node must not lose what depends on it.
-    pub fn keep_evidence(&mut self, before: &Self) {
-        if let Some(until) = before.evidence_until {
+    /// node must not lose what depends on it. Not longer than until `latest`: the one who attests now may have another key than the one whose
+    /// evidence it was.
+    pub fn keep_evidence(&mut self, before: &Self, latest: Timestamp) {
+        if let Some(until) = before.evidence_until.map(|until| until.min(latest)) {
             let ours = before.selectors.iter().filter(|selector| selector.kind() == EVIDENCE);
             self.set_evidence(ours.cloned().collect(), until);
         }
@@ -277,11 +278,15 @@ mod tests {
         assert_eq!(node.evidence_until, Some(until));
         let mut again = self::node();
         again.selectors = set(&["x509pop:b"]);
-        again.keep_evidence(&node);
+        again.keep_evidence(&node, until);
         assert_eq!(again.selectors, set(&["gpu_node:arch:gh100", "x509pop:b"]));
         assert_eq!(again.evidence_until, Some(until));
+        let sooner = until.saturating_sub(std::time::Duration::from_secs(1));
+        again.keep_evidence(&node, sooner);
+        assert_eq!(again.evidence_until, Some(sooner));
+        again.keep_evidence(&node, until);
         node.set_evidence(set(&[]), until);
-        again.keep_evidence(&node);
+        again.keep_evidence(&node, until);
         assert_eq!(again.evidence_until, Some(until), "nothing was known before");
         assert_eq!((node.selectors, node.evidence_until), (set(&["x509pop:a"]), None));
     }

@@ -306,7 +306,7 @@ impl Server {
             config,
         });
         let publishers = drivers::bundle_publishers(&context.config.bundle_publishers)?;
-        let publication = Publication::new(context.state.clone(), context.td.clone(), publishers);
+        let publication = Publication::new(context.store.clone(), context.td.clone(), publishers);
         let remote = remote_routes(&context, &gate)?;
         let local = local_routes(&context, &gate)?;
 

@@ -331,6 +331,12 @@ impl Slurm {
         }];
         values.push(format!("step:{}", located.step));
         match self.facts(located, caller.start_ticks()) {
+            Ok(Some(facts)) if ![0, facts.uid].contains(&caller.uid()) => {
+                tracing::warn!(
+                    job = located.job.text(),
+                    "what the prolog wrote is about a job of another user"
+                );
+            }
             Ok(facts) => values.extend(facts.iter().flat_map(Facts::values)),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;

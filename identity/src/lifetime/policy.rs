@@ -366,9 +366,9 @@ impl Profile {
         };
         match self {
             Self::PublicTls => [(MARCH_15_2026, 200), (MARCH_15_2027, 100), (MARCH_15_2029, 47)]
-                .map(|(from, days)| rule(&[Kind::X509], Some(from), days * DAY))
+                .map(|(from, days)| rule(&[Kind::X509], Some(from), days * DAY - BOTH_ENDS))
                 .into(),
-            Self::PublicCodeSigning => vec![rule(&[Kind::X509], Some(MARCH_1_2026), 460 * DAY)],
+            Self::PublicCodeSigning => vec![rule(&[Kind::X509], Some(MARCH_1_2026), 460 * DAY - BOTH_ENDS)],
             Self::Workloads => vec![
                 rule(&[Kind::X509, Kind::Wit, Kind::Agent], None, DAY),
                 rule(&[Kind::Jwt], None, DAY / 24),
@@ -378,6 +378,8 @@ impl Profile {
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// What a certificate lives longer than from its signature to its end: it begins earlier, and its last second counts.
+const BOTH_ENDS: Duration = Duration::from_secs(super::BACKDATE.as_secs() + 1);
 const MARCH_1_2026: i64 = 1_772_323_200;
 const MARCH_15_2026: i64 = 1_773_532_800;
 const MARCH_15_2027: i64 = 1_805_068_800;
@@ -522,7 +524,9 @@ mod tests {
             (MARCH_15_2027, 100),
             (MARCH_15_2029, 47),
         ] {
-            assert_eq!(life(&policy, &subject, Some(398 * day), now).unwrap().0, days * day, "{now}");
+            // A limit leaves room for what a certificate lives before its signature.
+            let whole = if days == 398 { 398 * day } else { days * day - 11 };
+            assert_eq!(life(&policy, &subject, Some(398 * day), now).unwrap().0, whole, "{now}");
         }
         assert_eq!(policy.beginnings(), [MARCH_15_2026, MARCH_15_2027, MARCH_15_2029].map(at));
         // As the calendar has them: days since the epoch of 2026-03-15 and so on.

@@ -191,7 +191,7 @@ impl Attestation {
                     evidence_until: None,
                 };
                 if let Some(known) = &known {
-                    node.keep_evidence(known);
+                    node.keep_evidence(known, spends.now.saturating_add(EVIDENCE_KEPT));
                 }
                 unit.record_issued(std::slice::from_ref(&issued))?;
                 unit.node_put(node).map(Ok)
@@ -216,6 +216,9 @@ fn known(
     }
     Ok(known)
 }
+
+/// How long evidence of GPUs counts for an agent that attested again, so that it can show new evidence.
+const EVIDENCE_KEPT: Duration = Duration::from_secs(5 * 60);
 
 /// What admitting a node uses up.
 #[derive(Clone, Copy)]

@@ -206,7 +206,13 @@ impl Issuing {
     /// The authority has expired, or signing failed.
     pub fn issue_server_x509(&self, key: &PublicKey, now: Timestamp) -> Result<SignedX509, SigningError> {
         let id = self.authorities.trust_domain().server_id();
-        let life = self.life(Kind::X509, &id, Duration::ZERO, self.config.ttls.x509, now)?;
+        // Rules that contradict each other must not take the server off the network.
+        let life = self.life(Kind::X509, &id, Duration::ZERO, self.config.ttls.x509, now).unwrap_or_else(
+            |refusal| {
+                tracing::error!(%refusal, "the server's own SVID lives as long as the default says");
+                Decision { life: self.config.ttls.x509, adjusted: None }
+            },
+        );
         self.leaf(
             &self.authorities.x509(),
             &Leaf {
@@ -371,7 +377,11 @@ impl Issuing {
             self.store.current().map_err(SigningError::CutOff)?;
         }
         let (ends, id) = (issuer.not_after(), issuer.authority_id());
-        let (lifetime, adjusted) = self.fitted(leaf.life.clone(), now, "X.509", id, ends, capped)?;
+        let (lifetime, adjusted) = if leaf.kind == SvidKind::ServerX509 {
+            (living(capped(leaf.life.life, now, ends), ends, now)?, None)
+        } else {
+            self.fitted(leaf.life.clone(), now, "X.509", id, ends, capped)?
+        };
         let serial = random_serial(&*self.random);
         let certificate = issuer.issue(&LeafProfile {
             spiffe_id: leaf.id,

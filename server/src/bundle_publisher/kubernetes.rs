@@ -9,7 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bonafide_identity::Bundle;
 use bonafide_pki::bundle::{jwks_for_workload, to_pem, to_spiffe_json};
-use data_encoding::BASE64;
+use bonafide_pki::digest::Sha256;
+use data_encoding::{BASE64, HEXLOWER};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -40,11 +41,21 @@ impl Format {
     }
 }
 
-/// What names this server as the owner of the fields that it applies.
-const FIELD_MANAGER: &str = "bonafide-server";
-
-async fn apply(api: &dyn Api, resource: &str, path: String, object: Value) -> Result<(), ApiError> {
-    let path = format!("{path}?fieldManager={FIELD_MANAGER}&force=true");
+/// Applies an object. What one owner applied before and does not apply now is removed, so each field has an owner of its own.
+async fn apply(
+    api: &dyn Api,
+    resource: &str,
+    path: String,
+    field: &[&str],
+    object: Value,
+) -> Result<(), ApiError> {
+    let mut digest = Sha256::new();
+    for part in field {
+        digest.update(&(part.len() as u64).to_be_bytes());
+        digest.update(part.as_bytes());
+    }
+    let owner = HEXLOWER.encode(&digest.finish()[..8]);
+    let path = format!("{path}?fieldManager=bonafide-server-{owner}&force=true");
     api.call(Call { verb: Verb::Apply, resource, path, body: Some(object) }).await.map(drop)
 }
 
@@ -93,7 +104,8 @@ impl BundlePublisher for ConfigMap {
         });
         let path =
             format!("/api/v1/namespaces/{}/configmaps/{}", escaped(namespace), escaped(configmap_name));
-        Ok(apply(&*self.api, "configmaps", path, object).await?)
+        let field = [bundle.trust_domain.as_str(), configmap_key.as_str()];
+        Ok(apply(&*self.api, "configmaps", path, &field, object).await?)
     }
 }
 
@@ -139,7 +151,7 @@ impl BundlePublisher for ClusterTrustBundle {
             });
             let name = escaped(&self.object_name);
             let path = format!("/apis/certificates.k8s.io/{version}/clustertrustbundles/{name}");
-            match apply(&*self.api, RESOURCE, path, object).await {
+            match apply(&*self.api, RESOURCE, path, &[], object).await {
                 Err(error @ ApiError::Missing { .. }) => missing = Some(error),
                 outcome => return Ok(outcome?),
             }
@@ -233,7 +245,14 @@ impl BundlePublisher for CaBundle {
         let wanted = Value::from(BASE64.encode(to_pem(bundle).as_bytes()));
         let (mut done, mut failures) = (0, Vec::new());
         for kind in &KINDS {
-            for object in self.labelled(kind).await? {
+            let objects = match self.labelled(kind).await {
+                Ok(objects) => objects,
+                Err(error) => {
+                    failures.push((kind.resource.to_owned(), error));
+                    continue;
+                }
+            };
+            for object in objects {
                 let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
                 let patch = patch(&object, &(kind.places)(&object), &wanted);
                 if patch.is_empty() {
@@ -275,9 +294,9 @@ impl CaBundle {
             next: String,
         }
         let (mut items, mut next) = (Vec::new(), String::new());
-        loop {
+        for _ in 0..MOST_PAGES {
             let selector = escaped(&format!("{}=true", self.label));
-            let mut path = format!("{}?limit=50&labelSelector={selector}", kind.path);
+            let mut path = format!("{}?limit=5&labelSelector={selector}", kind.path);
             if !next.is_empty() {
                 path.push_str("&continue=");
                 path.push_str(&escaped(&next));
@@ -288,15 +307,16 @@ impl CaBundle {
                 .map_err(|problem| unusable(Verb::List, kind.resource, problem))?;
             items.extend(list.items);
             next = list.metadata.next;
-            if next.is_empty() || items.len() > MOST_OBJECTS {
-                return Ok(items);
+            if next.is_empty() {
+                break;
             }
         }
+        Ok(items)
     }
 }
 
-/// Objects of one kind that are looked at.
-const MOST_OBJECTS: usize = 1000;
+/// Pages of one kind that are looked at, of five objects each: the definition of a custom resource may have some hundred kilobytes.
+const MOST_PAGES: usize = 200;
 
 /// The JSON patch (RFC 6902) that gives each place the wanted `caBundle`; empty when all have it.
 fn patch(object: &Value, places: &[Place], wanted: &Value) -> Vec<Value> {
@@ -374,9 +394,11 @@ mod tests {
             let asked = api.asked.lock().unwrap();
             let (verb, path, body) = &asked[0];
             assert_eq!(*verb, Verb::Apply);
-            assert_eq!(
-                path,
-                "/api/v1/namespaces/ns/configmaps/b%2F..%2Fc?fieldManager=bonafide-server&force=true"
+            let (path, query) = path.split_once('?').unwrap();
+            assert_eq!(path, "/api/v1/namespaces/ns/configmaps/b%2F..%2Fc");
+            assert!(
+                query.starts_with("fieldManager=bonafide-server-") && query.ends_with("&force=true"),
+                "{query}"
             );
             let compact = body["data"]["bundle"].as_str().unwrap().replace([' ', '\n'], "");
             assert!(compact.contains(holds), "{compact}");

@@ -6,6 +6,7 @@
 pub mod kubernetes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bonafide_identity::{Bundle, TrustDomain};
@@ -13,7 +14,7 @@ use bonafide_runtime::BoxError;
 
 use crate::kubernetes::ApiError;
 use crate::status::names;
-use crate::store::State;
+use crate::store::Store;
 
 /// One place where the bundle is published.
 #[async_trait]
@@ -27,6 +28,9 @@ pub trait BundlePublisher: Send + Sync {
     /// [`PublishError`].
     async fn publish(&self, bundle: &Bundle) -> Result<(), PublishError>;
 }
+
+/// How old what is known of a shared database may be for it to be published. It is asked each second.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// Why a bundle could not be published.
 #[derive(Debug, thiserror::Error)]
@@ -51,19 +55,15 @@ pub enum PublishError {
 
 /// Publishes the bundle of the own trust domain everywhere.
 pub struct Publication {
-    state: Arc<State>,
+    store: Store,
     trust_domain: TrustDomain,
     publishers: Vec<Arc<dyn BundlePublisher>>,
 }
 
 impl Publication {
     /// Nothing is published before the first [`Self::run`].
-    pub fn new(
-        state: Arc<State>,
-        trust_domain: TrustDomain,
-        publishers: Vec<Arc<dyn BundlePublisher>>,
-    ) -> Self {
-        Self { state, trust_domain, publishers }
+    pub fn new(store: Store, trust_domain: TrustDomain, publishers: Vec<Arc<dyn BundlePublisher>>) -> Self {
+        Self { store, trust_domain, publishers }
     }
 
     /// Whether there is a place at all.
@@ -76,7 +76,15 @@ impl Publication {
     /// # Errors
     /// Which places do not have it, and why.
     pub async fn run(&self) -> Result<(), BoxError> {
-        let Some(bundle) = self.state.bundle(&self.trust_domain) else { return Ok(()) };
+        // What is in memory may be old: another server of the group would be undone.
+        if let Some(silence) = self.store.silence().filter(|silence| *silence > FRESH) {
+            let seconds = silence.as_secs();
+            return Err(format!(
+                "the store's database has not been heard of for {seconds}s, so the bundle may be old"
+            )
+            .into());
+        }
+        let Some(bundle) = self.store.state().bundle(&self.trust_domain) else { return Ok(()) };
         let runs = self.publishers.iter().map(|publisher| {
             let (publisher, bundle) = (Arc::clone(publisher), Arc::clone(&bundle));
             tokio::spawn(async move {

@@ -756,7 +756,8 @@ pub const FIELDS: &[Field] = &[
         "lifetime.rules[].max",
         "duration",
         "none",
-        "The longest life. Of all rules that apply the shortest counts.",
+        "The longest life, from the signature on. Of all rules that apply the shortest counts. A certificate begins 10 s before its \
+         signature; the profiles leave room for that.",
     ),
     field(
         "lifetime.rules[].beyond",

@@ -5,6 +5,7 @@
 //! that did not come through. A cluster that is away holds up few callers: 16 calls are under way at once, others wait two
 //! seconds for a turn, and for two seconds after a call that did not come through nobody is made to wait for another one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,7 +13,7 @@ use bonafide_runtime::BoxError;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
-use kube::client::Body;
+use kube::client::{AuthError, Body};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde::Deserialize;
 use tokio::sync::{Mutex, Semaphore};
@@ -27,6 +28,8 @@ pub(super) struct Client {
     made: Mutex<Option<(kube::Client, Instant)>>,
     /// How many calls are made at once, whoever asks for them.
     slots: Semaphore,
+    /// Held while credentials are had.
+    making: Arc<Semaphore>,
     /// When a call last did not come through.
     away: Mutex<Option<Instant>>,
 }
@@ -38,7 +41,13 @@ impl Client {
             Access::InCluster => drop(in_cluster()?),
             Access::KubeConfig(path) => drop(Kubeconfig::read_from(path).map_err(unusable_access)?),
         }
-        Ok(Self { access, made: Mutex::new(None), slots: Semaphore::new(MOST_CALLS), away: Mutex::default() })
+        Ok(Self {
+            access,
+            made: Mutex::new(None),
+            slots: Semaphore::new(MOST_CALLS),
+            making: Arc::new(Semaphore::new(1)),
+            away: Mutex::default(),
+        })
     }
 
     async fn client(&self) -> Result<kube::Client, ApiError> {
@@ -48,7 +57,16 @@ impl Client {
         {
             return Ok(client.clone());
         }
-        let client = kube::Client::try_from(self.config().await?).map_err(unusable_access)?;
+        let config = self.config().await?;
+        // A kubeconfig file may name a program that gets credentials, and that is waited for here. One at a time: whoever gives
+        // up waiting leaves it behind.
+        let one = Arc::clone(&self.making).try_acquire_owned();
+        let one = one.map_err(|_| unusable_access("credentials are still being waited for"))?;
+        let client = tokio::task::spawn_blocking(move || {
+            let _one = one;
+            kube::Client::try_from(config)
+        });
+        let client = client.await.map_err(unusable_access)?.map_err(without_secrets)?;
         *made = Some((client.clone(), Instant::now()));
         Ok(client)
     }
@@ -112,7 +130,7 @@ impl Client {
             *request.body_mut() = Body::from(body.to_string().into_bytes());
         }
         let unreachable = |error: kube::Error| match error {
-            error @ kube::Error::Auth(_) => unusable_access(error),
+            error @ kube::Error::Auth(_) => without_secrets(error),
             error => ApiError::Unreachable(error.into()),
         };
         let (head, body) = self.client().await?.send(request).await.map_err(unreachable)?.into_parts();
@@ -165,6 +183,19 @@ fn in_cluster() -> Result<Config, ApiError> {
     Config::incluster().map_err(|error| {
         unusable_access(format!("there is no kube_config_file, and this server is in no cluster: {error}"))
     })
+}
+
+/// What the program for credentials was called with, and what it printed, is nobody's business.
+fn without_secrets(error: kube::Error) -> ApiError {
+    match error {
+        kube::Error::Auth(AuthError::AuthExecRun { out, .. }) => {
+            unusable_access(format!("the program for credentials ended with {}", out.status))
+        }
+        kube::Error::Auth(AuthError::AuthExecParse(_)) => {
+            unusable_access("what the program for credentials printed is no ExecCredential")
+        }
+        error => unusable_access(error),
+    }
 }
 
 fn unusable_access(error: impl Into<BoxError>) -> ApiError {

@@ -72,6 +72,10 @@ pub trait Shared {
     /// Ends the transaction without a trace.
     fn end(&mut self) -> Result<(), KvError>;
 
+    /// Ends the transaction with a commit that writes the record `key` as it is: what was committed before it is then as durable
+    /// as what was acknowledged, also where a commit waits for another machine and that wait was cut short.
+    fn confirm(&mut self, key: &[u8]) -> Result<(), KvError>;
+
     /// Puts the first record and the log's entry for `sequence` into a database that is void. Does nothing in another.
     fn found(&mut self, key: &[u8], value: &[u8], sequence: u64) -> Result<(), KvError>;
 }

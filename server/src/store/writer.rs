@@ -630,7 +630,14 @@ impl Writer {
     fn reload(&mut self) -> Result<(), Cut> {
         let Some(shared) = self.driver.shared() else { return Ok(()) };
         let database = shared.snapshot()?;
-        let wrong = |error: StoreError| Cut::Fatal(error.to_string());
+        let wrong = |error: StoreError| match error {
+            // A connection that broke meanwhile says nothing about what is there.
+            StoreError::Unreachable { what, .. } => Cut::Passing(KvError::Unreachable(what)),
+            StoreError::Io { source, .. } => Cut::Passing(KvError::Io(source)),
+            StoreError::Busy { .. } => Cut::Passing(KvError::Busy),
+            StoreError::Full { .. } => Cut::Passing(KvError::Full),
+            error => Cut::Fatal(error.to_string()),
+        };
         let header = read_header(&*database, &self.file).map_err(wrong)?;
         let header = header.ok_or_else(|| Cut::Fatal("it has no header any more".into()))?;
         self.follows(&header)?;
@@ -719,7 +726,11 @@ impl Writer {
                     settled = Settled::Kept;
                 }
                 let taken = self.take_in(entries, more).and_then(|()| self.same(&header));
-                taken.and_then(|()| Ok(self.shared().end()?))
+                let kept = settled == Settled::Kept;
+                taken.and_then(|()| {
+                    let shared = self.shared();
+                    Ok(if kept { shared.confirm(&Table::Header.key(&[])) } else { shared.end() }?)
+                })
             }
             News::Unknown => {
                 settled = Settled::Untold;
@@ -730,8 +741,8 @@ impl Writer {
         if let Err(error) = caught_up {
             self.database = None;
             self.give_up(error);
-            // What became of the group is known all the same.
-            return if settled == Settled::Kept { Ok(settled) } else { Err(()) };
+            // It is there, but whether it would survive this machine is not known.
+            return if settled == Settled::Kept { Ok(Settled::Untold) } else { Err(()) };
         }
         let sequence = self.header.sequence;
         let kept = had && settled == Settled::Kept;

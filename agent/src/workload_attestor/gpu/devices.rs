@@ -45,6 +45,15 @@ pub fn values(
     Ok(held.values(&elsewhere, host, uuids))
 }
 
+/// Whether the list has devices for the container at all.
+pub fn any(
+    list: &[PodResources],
+    (namespace, pod, container): (&str, &str, &str),
+) -> Result<bool, DeviceError> {
+    let mine = find(list, namespace, pod, container)?;
+    Ok(mine.is_some_and(|mine| !mine.devices.is_empty() || !mine.dynamic_resources.is_empty()))
+}
+
 /// The one container of that name; none when the kubelet has allocated nothing to it.
 fn find<'a>(
     list: &'a [PodResources],
@@ -157,7 +166,8 @@ impl Held {
                 .any(|(device, share)| *share || elsewhere.iter().any(|other| host.same(device, other)));
             if shared {
                 values.push("shared:true".to_owned());
-            } else if !self.claimed {
+            } else if !self.claimed && self.devices.keys().all(|device| !matches!(device, Device::Other(_))) {
+                // Plugins name shares of one GPU as they like; only what is known to be a whole device can be said to be alone.
                 values.push("shared:false".to_owned());
             }
             for device in self.devices.keys().take(MAX_NAMED) {

@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use bonafide_identity::Selector;
 use bonafide_proto::kubelet::podresources::pod_resources_lister_client::PodResourcesListerClient;
 use bonafide_proto::kubelet::podresources::{ListPodResourcesRequest, PodResources};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use self::devices::DeviceError;
@@ -51,6 +52,8 @@ impl Default for GpuConfig {
 /// The socket unless the configuration says otherwise.
 pub const DEFAULT_POD_RESOURCES_SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
 
+const READERS: usize = 4;
+
 /// Why nothing is said of a container's GPUs.
 #[derive(Debug, thiserror::Error)]
 enum GpuError {
@@ -60,6 +63,8 @@ enum GpuError {
     Source(#[from] SourceError),
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error("the drivers of this machine do not say what its devices are")]
+    Host,
     #[error("the pod or its container changed while its devices were looked at")]
     Unsteady,
 }
@@ -70,6 +75,7 @@ impl GpuError {
             Self::Pod(_) => "pod",
             Self::Source(_) => "kubelet",
             Self::Device(_) => "devices",
+            Self::Host => "host",
             Self::Unsteady => "unsteady",
         }
     }
@@ -92,6 +98,8 @@ pub struct Gpu {
     allocations: Shared<Arc<Vec<PodResources>>, SourceError>,
     proc: PathBuf,
     sys: PathBuf,
+    /// How many read the drivers' files at once.
+    reading: Arc<Semaphore>,
 }
 
 impl Gpu {
@@ -100,7 +108,14 @@ impl Gpu {
     pub fn new(config: GpuConfig, pods: Arc<Pods>) -> Self {
         // The kubelet limits how often, and others ask it as well.
         let allocations = Shared::new(pods.pause());
-        Self { config, pods, allocations, proc: "/proc".into(), sys: "/sys".into() }
+        Self {
+            config,
+            pods,
+            allocations,
+            proc: "/proc".into(),
+            sys: "/sys".into(),
+            reading: Arc::new(Semaphore::new(READERS)),
+        }
     }
 
     /// With the drivers' files below other roots than `/proc` and `/sys`.
@@ -118,6 +133,23 @@ impl Gpu {
             answer.map(Arc::new)
         };
         self.allocations.since(Instant::now(), ask).await
+    }
+
+    /// What the host's drivers say. A driver that hangs must hold up nobody but those who have its devices.
+    async fn host(&self) -> Result<HostFacts, GpuError> {
+        let read = async {
+            let one = Arc::clone(&self.reading).acquire_owned().await;
+            let (proc, sys) = (self.proc.clone(), self.sys.clone());
+            tokio::task::spawn_blocking(move || {
+                let _one = one;
+                HostFacts::read(&proc, &sys)
+            })
+            .await
+        };
+        match tokio::time::timeout(PATIENCE, read).await {
+            Ok(Ok(host)) => Ok(host),
+            Ok(Err(_)) | Err(_) => Err(GpuError::Host),
+        }
     }
 
     /// One pass; nothing when something changed.
@@ -138,8 +170,11 @@ impl Gpu {
             Err(SourceError::Refused { code: tonic::Code::ResourceExhausted, .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let host = HostFacts::read(&self.proc, &self.sys);
         let name = (pod.namespace.as_str(), pod.name.as_str(), container.name.as_str());
+        if !devices::any(&list, name)? {
+            return Ok(Some(Vec::new()));
+        }
+        let host = self.host().await?;
         let values = devices::values(&list, name, &host, self.config.device_uuids)?;
         if values.is_empty() {
             // To say nothing is never wrong.

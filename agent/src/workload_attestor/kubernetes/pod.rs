@@ -148,9 +148,13 @@ impl Pod {
         add("node-name", &[&self.node_name]);
         add("pod-uid", &[&self.uid]);
         add("pod-name", &[&self.name]);
-        add("pod-image-count", &[&of(Kind::Main).count().to_string()]);
-        add("pod-init-image-count", &[&of(Kind::Init).count().to_string()]);
+        // Whoever may attach a container to a pod brings an image that these do not count: it must not pass for the pod's.
+        let attached = container.is_some_and(|container| container.kind == Kind::Ephemeral);
         for (name, kind) in [("pod-image", Kind::Main), ("pod-init-image", Kind::Init)] {
+            if attached {
+                break;
+            }
+            add(&format!("{name}-count"), &[&of(kind).count().to_string()]);
             for container in of(kind) {
                 add(name, &[&container.image]);
                 add(name, &[&container.image_id]);

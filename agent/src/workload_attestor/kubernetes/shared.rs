@@ -12,13 +12,20 @@ use tokio::time::Instant;
 /// Answers of type `T`, or why there is none.
 pub(crate) struct Shared<T, E> {
     pause: Duration,
-    last: Mutex<Option<(Instant, Result<T, E>)>>,
+    last: Mutex<Last<T, E>>,
+}
+
+struct Last<T, E> {
+    /// When the last question began, whether or not somebody waited for its answer.
+    began: Option<Instant>,
+    /// The last answer, and when its question began.
+    answer: Option<(Instant, Result<T, E>)>,
 }
 
 impl<T: Clone, E: Clone> Shared<T, E> {
     /// With so much time between the beginnings of two questions.
     pub(crate) fn new(pause: Duration) -> Self {
-        Self { pause, last: Mutex::new(None) }
+        Self { pause, last: Mutex::new(Last { began: None, answer: None }) }
     }
 
     /// An answer to a question that began at `after` or later.
@@ -31,15 +38,18 @@ impl<T: Clone, E: Clone> Shared<T, E> {
     {
         // Whoever is next in line asks, and finds that it is answered if it came early enough.
         let mut last = self.last.lock().await;
-        if let Some((began, result)) = &*last {
-            if *began >= after {
-                return result.clone();
-            }
-            tokio::time::sleep_until(*began + self.pause).await;
+        if let Some((began, result)) = &last.answer
+            && *began >= after
+        {
+            return result.clone();
+        }
+        if let Some(began) = last.began {
+            tokio::time::sleep_until(began + self.pause).await;
         }
         let began = Instant::now();
+        last.began = Some(began);
         let result = ask().await;
-        *last = Some((began, result.clone()));
+        last.answer = Some((began, result.clone()));
         result
     }
 }

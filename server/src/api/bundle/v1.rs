@@ -110,6 +110,7 @@ impl pb::bundle_server::Bundle for Service {
         request: Request<pb::GetBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
         let mask = request.into_inner().output_mask;
+        self.store.current().map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(convert::bundle_to_wire(&*self.own()?, mask.as_ref())))
     }
 

@@ -42,6 +42,8 @@ impl Service {
     /// The entries that the calling agent may have, by id.
     fn authorized(&self, call: &Call) -> Result<Vec<Arc<DomainEntry>>, Status> {
         let node = call.agent()?;
+        // An agent that hears this goes to another server of the group.
+        self.context.store.current().map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(self.context.state.with_entries(|entries| entries.authorized(&node.id, &node.selectors)))
     }
 

@@ -597,6 +597,14 @@ impl Shared for Database {
         self.simple("ROLLBACK")
     }
 
+    fn confirm(&mut self, key: &[u8]) -> Result<(), KvError> {
+        let key = key.to_vec();
+        self.ask(|client, _| async move {
+            client.execute("UPDATE bonafide_records SET value = value WHERE key = $1", &[&key]).await?;
+            client.batch_execute("COMMIT").await
+        })
+    }
+
     fn found(&mut self, key: &[u8], value: &[u8], sequence: u64) -> Result<(), KvError> {
         let (key, value, sequence) = (key.to_vec(), value.to_vec(), number(sequence));
         self.ask(|client, _| async move {

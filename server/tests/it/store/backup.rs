@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bonafide_identity::{Timestamp, TrustDomain};
 use bonafide_runtime::clock::SystemClock;
@@ -118,7 +119,16 @@ fn a_backup_under_load_is_of_one_moment() {
             let info = store.backup(&file).await.unwrap();
             let place = tempfile::tempdir().unwrap();
             restore(&file, &config(driver, place.path()), Existing::Refuse, NOW).unwrap();
-            let (restored, found) = open(driver, place.path()).unwrap();
+            // sled lets go of its files a moment after it was closed.
+            let start = Instant::now();
+            let (restored, found) = loop {
+                match open(driver, place.path()) {
+                    Err(StoreError::Busy { .. }) if start.elapsed() < Duration::from_secs(30) => {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    opened => break opened.unwrap(),
+                }
+            };
             let nodes = restored.state().nodes();
             assert!(nodes.windows(2).all(|pair| pair[0].serial == pair[1].serial), "{nodes:?}");
             assert_eq!(found.entries, 10_000, "as many deleted as created, in {info:?}");

@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bonafide_identity::Timestamp;
@@ -104,16 +104,25 @@ impl Command {
         let path = &self.config.command;
         ensure_safe(path, self.owner)?;
         let failed = |source| CollectError::Run { path: path.clone(), source };
-        let mut child = tokio::process::Command::new(path)
+        let mut command = tokio::process::Command::new(path);
+        command
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed)?;
+            .kill_on_drop(true);
+        let begun = Instant::now();
+        let mut child = loop {
+            match command.spawn() {
+                // It is just being written.
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && begun.elapsed() < BUSY => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                spawned => break spawned.map_err(failed)?,
+            }
+        };
         // Whatever it started goes with it, however this ends.
         let _group = Group(child.id());
         let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
@@ -148,6 +157,9 @@ impl Collector for Command {
         parse(&self.run(nonces).await?)
     }
 }
+
+/// How long a program that is open for writing is waited for.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// The processes of a collector, which end when this does.
 struct Group(Option<u32>);
@@ -367,9 +379,9 @@ mod tests {
             std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()))
                 .map_or(true, |stat| stat.contains(") Z "))
         };
-        let until = std::time::Instant::now() + LONG;
+        let until = Instant::now() + LONG;
         while !gone() {
-            assert!(std::time::Instant::now() < until, "the child of the collector still runs");
+            assert!(Instant::now() < until, "the child of the collector still runs");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

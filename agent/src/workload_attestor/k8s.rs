@@ -76,7 +76,11 @@ impl WorkloadAttestor for K8s {
         };
         let listing = self.pods.wait(&placed, good).await?;
         let values = match listing.find(&place).map_err(PodError::from)? {
-            Found::Container(pod, container) => pod.values((!self.without_container).then_some(container)),
+            Found::Container(pod, container) => {
+                let mut values = pod.values(Some(container));
+                values.retain(|value| !(self.without_container && value.starts_with("container-")));
+                values
+            }
             Found::Pod(pod) if self.without_container => pod.values(None),
             _ => Vec::new(),
         };

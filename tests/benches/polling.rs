@@ -24,7 +24,7 @@ use bonafide_tests::{Deployment, Settings, setting};
 use tokio::task::JoinSet;
 
 /// So many empty calls may a pass cost that brings a hundred entries.
-const MOST: f64 = 6.0;
+const MOST: f64 = 7.0;
 /// Calls at once; on few threads, so that the clients leave the server its processor.
 const AT_ONCE: usize = 16;
 /// Slices of each kind.

@@ -15,20 +15,19 @@ use bonafide_agent::node_attestor::{self as agent_half, NodeAttestor as _};
 use bonafide_identity::{JoinToken, SelectorSet, Timestamp};
 use bonafide_pki::oidc::{OidcKeys, OidcToken, TokenRules};
 use bonafide_pki::possession::Proof;
-use bonafide_pki::{JwsAlgorithm, KeyAlgorithm, Random, inspect, pem};
+use bonafide_pki::{JwsAlgorithm, KeyAlgorithm, inspect, pem};
 use bonafide_server::config::X509PopSettings;
 use bonafide_server::kubernetes::{Access, Api, ApiError, Call};
 use bonafide_server::node_attestor::k8s_psat::{self, ClusterSettings, K8sPsat};
 use bonafide_server::node_attestor::oidc::{KeySettings, KeySource};
 use bonafide_server::node_attestor::x509pop::{AgentPathTemplate, Mode, X509Pop};
-use bonafide_server::node_attestor::{
-    Attempt, AttestError, Attested, Conversation, NodeAttestor, join_token,
-};
+use bonafide_server::node_attestor::{Attempt, AttestError, Attested, NodeAttestor, join_token};
 use bonafide_server::store::{JoinTokens as _, Store, StoreConfig};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::exchange::{Constant, Node};
 use crate::foreign_token::{ISSUER, key_set, token as signed_token};
 use crate::{NOW, known_key, split_at_byte, trust_domain, with_a_flipped_bit};
 
@@ -305,24 +304,6 @@ fn sound(attested: &Attested, kind: &str) {
     assert_eq!(attested.id.require_agent(&trust_domain()), Ok(()));
     assert!(attested.selectors.iter().all(|selector| selector.kind() == kind));
     assert_eq!(attested.selectors == SelectorSet::empty(), kind == "join_token");
-}
-
-/// Draws the same byte for ever.
-struct Constant(u8);
-
-impl Random for Constant {
-    fn fill(&self, bytes: &mut [u8]) {
-        bytes.fill(self.0);
-    }
-}
-
-struct Node<'a>(&'a mut (dyn FnMut(&[u8]) -> Vec<u8> + Send));
-
-#[async_trait]
-impl Conversation for Node<'_> {
-    async fn challenge(&mut self, challenge: Vec<u8>) -> Result<Vec<u8>, AttestError> {
-        Ok((self.0)(&challenge))
-    }
 }
 
 fn attest(

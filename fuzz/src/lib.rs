@@ -28,6 +28,8 @@ pub mod attestation_payload;
 #[cfg(feature = "daemons")]
 pub mod config;
 #[cfg(feature = "daemons")]
+mod exchange;
+#[cfg(feature = "daemons")]
 pub mod federation;
 #[cfg(feature = "daemons")]
 pub mod foreign_token;

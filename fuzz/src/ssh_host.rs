@@ -7,18 +7,17 @@
 
 use std::sync::{Arc, LazyLock};
 
-use async_trait::async_trait;
-use bonafide_pki::Random;
 use bonafide_pki::digest::Sha256;
 use bonafide_pki::ssh::{SshCertificate, SshPrivateKey, SshPublicKey};
 use bonafide_server::config::SshPopSettings;
 use bonafide_server::node_attestor::sshpop::{DEFAULT_TEMPLATE, SshPop, template};
-use bonafide_server::node_attestor::{Attempt, AttestError, Attested, Conversation, NodeAttestor};
+use bonafide_server::node_attestor::{Attempt, AttestError, Attested, NodeAttestor};
 use data_encoding::BASE64;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::exchange::{Constant, Node};
 use crate::{NOW, split_at_byte, trust_domain, with_a_flipped_bit};
 
 struct Fixture {
@@ -37,7 +36,7 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
             canonical_domain: None,
             agent_path_template: template(text).expect("a template"),
         };
-        SshPop::new(trust_domain(), settings, Arc::new(Sevens)).expect("an authority")
+        SshPop::new(trust_domain(), settings, Arc::new(Constant(7))).expect("an authority")
     };
     Fixture {
         runtime: Builder::new_current_thread().build().expect("a runtime without drivers"),
@@ -170,24 +169,6 @@ pub fn answer(challenge: &[u8], key: &Ed25519KeyPair, surplus: &[u8]) -> Vec<u8>
 /// The challenge that the server of this target sends.
 pub fn server_challenge() -> Vec<u8> {
     json!({ "Nonce": BASE64.encode(&[7; 32]) }).to_string().into_bytes()
-}
-
-/// Draws the same byte for ever.
-struct Sevens;
-
-impl Random for Sevens {
-    fn fill(&self, bytes: &mut [u8]) {
-        bytes.fill(7);
-    }
-}
-
-struct Node<'a>(&'a mut (dyn FnMut(&[u8]) -> Vec<u8> + Send));
-
-#[async_trait]
-impl Conversation for Node<'_> {
-    async fn challenge(&mut self, challenge: Vec<u8>) -> Result<Vec<u8>, AttestError> {
-        Ok((self.0)(&challenge))
-    }
 }
 
 fn attest(

@@ -9,18 +9,18 @@
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use async_trait::async_trait;
 use bonafide_agent::node_attestor::tpm_devid::Questions;
 use bonafide_agent::tpm::{Command, answer as tpm_answer};
 use bonafide_pki::tpm::{CertifyStatement, Kind, Public, Signature, template};
-use bonafide_pki::{PrivateKey, Random, SignatureAlgorithm, Signer as _, inspect, pem};
+use bonafide_pki::{PrivateKey, SignatureAlgorithm, Signer as _, inspect, pem};
 use bonafide_server::config::TpmDevIdSettings;
 use bonafide_server::node_attestor::tpm_devid::TpmDevId;
-use bonafide_server::node_attestor::{Attempt, AttestError, Attested, Conversation, NodeAttestor};
+use bonafide_server::node_attestor::{Attempt, AttestError, Attested, NodeAttestor};
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
+use crate::exchange::{Constant, Node};
 use crate::known_key::{self, tlv};
 use crate::{NOW, split_at_byte, trust_domain};
 
@@ -38,7 +38,8 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let settings = TpmDevIdSettings { devid_ca_path: path.clone(), endorsement_ca_path: path };
     Fixture {
         runtime: Builder::new_current_thread().build().expect("a runtime without drivers"),
-        attestor: TpmDevId::new(trust_domain(), &settings, Arc::new(Sevens)).expect("the roots are there"),
+        attestor: TpmDevId::new(trust_domain(), &settings, Arc::new(Constant(7)))
+            .expect("the roots are there"),
         key: PrivateKey::from_pkcs8_der(include_bytes!("../keys/rsa-2048.pkcs8.der")).expect("an RSA key"),
     }
 });
@@ -206,24 +207,6 @@ fn endorsement_certificate() -> Vec<u8> {
         &extensions,
     ];
     known_key::signed(&tlv(0x30, &content))
-}
-
-/// Draws the same byte for ever.
-struct Sevens;
-
-impl Random for Sevens {
-    fn fill(&self, bytes: &mut [u8]) {
-        bytes.fill(7);
-    }
-}
-
-struct Node<'a>(&'a mut (dyn FnMut(&[u8]) -> Vec<u8> + Send));
-
-#[async_trait]
-impl Conversation for Node<'_> {
-    async fn challenge(&mut self, challenge: Vec<u8>) -> Result<Vec<u8>, AttestError> {
-        Ok((self.0)(&challenge))
-    }
 }
 
 fn attest(

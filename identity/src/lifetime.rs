@@ -5,6 +5,7 @@
 
 pub mod policy;
 
+use self::policy::Kind;
 use crate::{Entry, Lifetime, Timestamp, rotation::ACTIVATION_LIMIT};
 use std::time::Duration;
 
@@ -54,19 +55,17 @@ pub struct SvidTtls {
 }
 
 impl SvidTtls {
-    /// The life of an entry's X.509-SVIDs.
-    pub fn x509_for(&self, entry: &Entry) -> Duration {
-        or_default(entry.x509_svid_ttl, self.x509)
-    }
-
-    /// The life of an entry's JWT-SVIDs.
-    pub fn jwt_for(&self, entry: &Entry) -> Duration {
-        or_default(entry.jwt_svid_ttl, self.jwt)
-    }
-
-    /// The life of an entry's WIT-SVIDs, which share the setting of its X.509-SVIDs.
-    pub fn wit_for(&self, entry: &Entry) -> Duration {
-        or_default(entry.x509_svid_ttl, self.wit)
+    /// What an entry asks for, if anything, and what SVIDs of that kind have otherwise. WIT-SVIDs share the setting of its
+    /// X.509-SVIDs.
+    pub fn of_entry(&self, kind: Kind, entry: &Entry) -> (Option<Duration>, Duration) {
+        let (asked, usual) = match kind {
+            Kind::X509 => (entry.x509_svid_ttl, self.x509),
+            Kind::Jwt => (entry.jwt_svid_ttl, self.jwt),
+            Kind::Wit => (entry.x509_svid_ttl, self.wit),
+            Kind::Agent => (0, self.agent),
+            Kind::Authority => (0, self.ca),
+        };
+        ((asked > 0).then(|| Duration::from_secs(asked.into())), usual)
     }
 
     /// The settings that the authority cannot always keep, as `(setting, its value)`: SVIDs issued late in the
@@ -85,10 +84,6 @@ impl Default for SvidTtls {
         const HOUR: Duration = Duration::from_secs(60 * 60);
         Self { ca: 24 * HOUR, x509: HOUR, jwt: HOUR / 12, wit: HOUR, agent: HOUR }
     }
-}
-
-fn or_default(seconds: u32, default: Duration) -> Duration {
-    if seconds == 0 { default } else { Duration::from_secs(seconds.into()) }
 }
 
 #[cfg(test)]

@@ -23,9 +23,10 @@ use crate::node_attestor::http_challenge::{HttpChallenge, SystemResolver};
 use crate::node_attestor::join_token::JoinToken;
 use crate::node_attestor::k8s_psat::{K8sPsat, K8sPsatError};
 use crate::node_attestor::oidc::{KeysError, Oidc};
+use crate::node_attestor::roots::RootsError;
 use crate::node_attestor::sshpop::{SshPop, SshPopError};
-use crate::node_attestor::tpm_devid::{TpmDevId, TpmDevIdError};
-use crate::node_attestor::x509pop::{X509Pop, X509PopError};
+use crate::node_attestor::tpm_devid::TpmDevId;
+use crate::node_attestor::x509pop::X509Pop;
 use crate::store::{Store, StoreConfig};
 use crate::upstream_authority::cert_manager::{self, CertManager};
 use crate::upstream_authority::disk::{Disk, DiskConfig};
@@ -145,7 +146,8 @@ pub fn node_attestors(
     }
     if let Some(settings) = &settings.x509pop {
         let state = store.state().clone();
-        let attestor = X509Pop::new(trust_domain.clone(), settings.clone(), state, random.clone())?;
+        let attestor = X509Pop::new(trust_domain.clone(), settings.clone(), state, random.clone())
+            .map_err(NodeAttestorError::X509Pop)?;
         attestors = attestors.with(Arc::new(attestor));
     }
     if let Some(settings) = &settings.sshpop {
@@ -153,7 +155,8 @@ pub fn node_attestors(
         attestors = attestors.with(Arc::new(attestor));
     }
     if let Some(settings) = &settings.tpm_devid {
-        let attestor = TpmDevId::new(trust_domain.clone(), settings, random.clone())?;
+        let attestor = TpmDevId::new(trust_domain.clone(), settings, random.clone())
+            .map_err(NodeAttestorError::TpmDevId)?;
         attestors = attestors.with(Arc::new(attestor));
     }
     if let Some(settings) = &settings.http_challenge {
@@ -177,13 +180,13 @@ pub fn node_attestors(
 pub enum NodeAttestorError {
     /// `x509pop`.
     #[error("node_attestor.x509pop: {0}")]
-    X509Pop(#[from] X509PopError),
+    X509Pop(#[source] RootsError),
     /// `sshpop`.
     #[error("node_attestor.sshpop: {0}")]
     SshPop(#[from] SshPopError),
     /// `tpm_devid`.
     #[error("node_attestor.tpm_devid: {0}")]
-    TpmDevId(#[from] TpmDevIdError),
+    TpmDevId(#[source] RootsError),
     /// `gpu_evidence`.
     #[error("node_attestor.gpu_evidence: {0}")]
     GpuEvidence(#[from] crate::gpu_evidence::GpuEvidenceFilesError),

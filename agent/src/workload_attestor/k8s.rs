@@ -76,12 +76,8 @@ impl WorkloadAttestor for K8s {
         };
         let listing = self.pods.wait(&placed, good).await?;
         let values = match listing.find(&place).map_err(PodError::from)? {
-            Found::Container(pod, container) => {
-                let mut values = pod.values(Some(container));
-                values.retain(|value| !(self.without_container && value.starts_with("container-")));
-                values
-            }
-            Found::Pod(pod) if self.without_container => pod.values(None),
+            Found::Container(pod, container) => pod.values(Some(container), !self.without_container),
+            Found::Pod(pod) if self.without_container => pod.values(None, false),
             _ => Vec::new(),
         };
         values.iter().map(|value| Ok(Selector::new(KIND, value)?)).collect()

@@ -9,7 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{SelectorSet, SpiffeId, Timestamp, TrustDomain};
+use super::SvidTtls;
+use crate::{Entry, SelectorSet, SpiffeId, Timestamp, TrustDomain};
 
 /// What a lifetime is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,7 +67,8 @@ pub enum Excess {
 /// SPIFFE IDs: one, or all below a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdPattern {
-    text: String,
+    trust_domain: TrustDomain,
+    path: String,
     below: bool,
 }
 
@@ -84,28 +86,28 @@ impl IdPattern {
             return Err("`*` may only be the last segment".to_owned());
         }
         let bare = id.strip_prefix("spiffe://").filter(|rest| !rest.contains('/'));
-        let parsed = match bare {
-            Some(td) => TrustDomain::parse(td).map(|_| ()),
-            None => SpiffeId::parse(id).map(|_| ()),
-        };
-        parsed.map_err(|error| error.to_string())?;
-        Ok(Self { text: id.to_owned(), below })
+        let (trust_domain, path) = match bare {
+            Some(td) => TrustDomain::parse(td).map(|td| (td, String::new())),
+            None => SpiffeId::parse(id).map(|id| (id.trust_domain().clone(), id.path().to_owned())),
+        }
+        .map_err(|error| error.to_string())?;
+        Ok(Self { trust_domain, path, below })
     }
 
     /// Whether an ID is meant.
     pub fn matches(&self, id: &SpiffeId) -> bool {
-        let id = id.to_string();
-        match id.strip_prefix(self.text.as_str()) {
-            Some("") => !self.below,
-            Some(rest) => self.below && rest.starts_with('/'),
-            None => false,
-        }
+        *id.trust_domain() == self.trust_domain
+            && match id.path().strip_prefix(self.path.as_str()) {
+                Some("") => !self.below,
+                Some(rest) => self.below && rest.starts_with('/'),
+                None => false,
+            }
     }
 }
 
 impl fmt::Display for IdPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.text, if self.below { "/*" } else { "" })
+        write!(f, "spiffe://{}{}{}", self.trust_domain, self.path, if self.below { "/*" } else { "" })
     }
 }
 
@@ -279,19 +281,37 @@ impl Policy {
         let became =
             |life: Duration, rule: &Rule| Decision { life, adjusted: Some((wanted, rule.name.clone())) };
         match (longest, shortest) {
+            // What nobody asked for is adjusted, whatever the rule says of what is asked for.
             (Some((max, rule)), _) if wanted > max => match rule.excess {
-                Excess::Adjust => Ok(became(max, rule)),
-                // What nobody asked for is not held against whoever asked for nothing.
-                Excess::Refuse if asked.is_none() => Ok(became(max, rule)),
-                Excess::Refuse => Err(Refusal::TooLong { asked: wanted, max, rule: rule.name.clone() }),
+                Excess::Refuse if asked.is_some() => {
+                    Err(Refusal::TooLong { asked: wanted, max, rule: rule.name.clone() })
+                }
+                Excess::Adjust | Excess::Refuse => Ok(became(max, rule)),
             },
             (_, Some((min, rule))) if wanted < min => match rule.excess {
-                Excess::Adjust => Ok(became(min, rule)),
-                Excess::Refuse if asked.is_none() => Ok(became(min, rule)),
-                Excess::Refuse => Err(Refusal::TooShort { asked: wanted, min, rule: rule.name.clone() }),
+                Excess::Refuse if asked.is_some() => {
+                    Err(Refusal::TooShort { asked: wanted, min, rule: rule.name.clone() })
+                }
+                Excess::Adjust | Excess::Refuse => Ok(became(min, rule)),
             },
             _ => Ok(Decision { life: wanted, adjusted: None }),
         }
+    }
+
+    /// The life of an entry's SVIDs of a kind.
+    ///
+    /// # Errors
+    /// As [`Self::decide`].
+    pub fn decide_entry(
+        &self,
+        kind: Kind,
+        entry: &Entry,
+        ttls: &SvidTtls,
+        now: Timestamp,
+    ) -> Result<Decision, Refusal> {
+        let (asked, usual) = ttls.of_entry(kind, entry);
+        let subject = Subject { kind, id: &entry.spiffe_id, selectors: Some(&entry.selectors) };
+        self.decide(&subject, asked, usual, now)
     }
 
     /// Whether an issuer that is called `issuer` and ends at `ends` may cut a life that begins at `now`.

@@ -34,8 +34,6 @@ pub enum Carry {
     Moot(&'static str),
     /// It is not carried: the text says why, and what to do instead. `compose` can ask whether it is there.
     Left(&'static str),
-    /// A block that is not carried, with the paths that may stand below it: what SPIRE does not know there is a mistake.
-    LeftBlock(&'static str, &'static [&'static str]),
     /// `compose` reads it.
     Used,
     /// A block that says something by being there: `compose` asks for it, and rows of their own speak of what is in it.
@@ -269,17 +267,12 @@ impl Import<'_> {
             let why = format!("stands {} times in the file; the last one counts, as for SPIRE", items.len());
             self.remark(file, Some(place), path, None, &why, Kept::Note);
         }
-        if let Carry::LeftBlock(_, known) = carry {
-            for item in items {
-                self.known(file, known, path, path.len(), &item.value);
-            }
-        }
         match carry {
             Carry::Left(_) if is_off(&value.kind) => {
                 let why = "it is switched off in SPIRE's file";
                 self.remark(file, Some(place), path, Some(&value), why, Kept::Moot);
             }
-            Carry::Left(why) | Carry::LeftBlock(why, _) => {
+            Carry::Left(why) => {
                 self.remark(file, Some(place), path, Some(&value), why, Kept::Left);
                 self.found(file, path, place, value.kind, value.place);
             }
@@ -300,23 +293,6 @@ impl Import<'_> {
                 }
                 Err(message) => self.mistake(file, Some(value.place), path, &message),
             },
-        }
-    }
-
-    /// Refuses keys below a block that are not known; `top` keys of the path lead to the block.
-    fn known(&mut self, file: &str, known: &[&str], path: &[String], top: usize, value: &Value) {
-        for item in value.objects().into_iter().flatten().flat_map(|object| &object.items) {
-            let mut path = path.to_vec();
-            path.push(item.key.clone());
-            let below = path.get(top..).unwrap_or_default();
-            if known.iter().any(|pattern| fits(pattern, below, false)) {
-                continue;
-            }
-            if known.iter().any(|pattern| fits(pattern, below, true)) {
-                self.known(file, known, &path, top, &item.value);
-            } else {
-                self.mistake(file, Some(item.place), &path, "SPIRE has no such setting");
-            }
         }
     }
 
@@ -395,7 +371,7 @@ impl Import<'_> {
             return self.mistake(file, Some(item.place), path, "has both plugin_data and plugin_data_file");
         }
         match self.row(path).map(|row| row.carry) {
-            Some(Carry::Left(why) | Carry::LeftBlock(why, _)) => {
+            Some(Carry::Left(why)) => {
                 self.remark(file, place, path, Some(&plugin.value), why, Kept::Left);
             }
             Some(Carry::Moot(why)) => self.remark(file, place, path, None, why, Kept::Moot),

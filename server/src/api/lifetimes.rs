@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bonafide_identity::lifetime::policy::{Decision, Kind, Policy, Refusal, Subject};
+use bonafide_identity::lifetime::policy::{Decision, Kind, Policy};
 use bonafide_identity::{Entry, SvidTtls, Timestamp};
 use bonafide_proto::bonafide::server::v1::{CheckLifetimesResponse, LifetimeFinding};
 use bonafide_proto::convert::status;
@@ -14,24 +14,8 @@ use crate::config::lifetime::judge;
 use crate::server::Context;
 use crate::store::State;
 
-/// What an entry asks for, of each kind of SVID. WIT-SVIDs share the setting of X.509-SVIDs.
-fn lives(entry: &Entry, ttls: &SvidTtls) -> [(Kind, u32, Duration); 3] {
-    [
-        (Kind::X509, entry.x509_svid_ttl, ttls.x509),
-        (Kind::Jwt, entry.jwt_svid_ttl, ttls.jwt),
-        (Kind::Wit, entry.x509_svid_ttl, ttls.wit),
-    ]
-}
-
-fn decide(
-    policy: &Policy,
-    entry: &Entry,
-    (kind, asked, usual): (Kind, u32, Duration),
-    now: Timestamp,
-) -> Result<Decision, Refusal> {
-    let subject = Subject { kind, id: &entry.spiffe_id, selectors: Some(&entry.selectors) };
-    policy.decide(&subject, (asked > 0).then(|| Duration::from_secs(asked.into())), usual, now)
-}
+/// The kinds of SVIDs that entries give.
+const KINDS: [Kind; 3] = [Kind::X509, Kind::Jwt, Kind::Wit];
 
 /// Why an entry may not be written, when it asks for lifetimes that the policy refuses at `now`.
 pub(super) fn refused(
@@ -41,11 +25,7 @@ pub(super) fn refused(
     now: Timestamp,
     what: &str,
 ) -> Option<types::Status> {
-    if policy.rules().is_empty() {
-        return None;
-    }
-    let refusal = |life| decide(policy, entry, life, now).err();
-    let refusal = lives(entry, ttls).into_iter().find_map(refusal)?;
+    let refusal = KINDS.into_iter().find_map(|kind| policy.decide_entry(kind, entry, ttls, now).err())?;
     Some(status(Code::InvalidArgument, format!("{what}: {refusal}")))
 }
 
@@ -64,10 +44,11 @@ pub(super) fn check(context: &Arc<Context>, at: Timestamp) -> CheckLifetimesResp
         beginnings: policy.beginnings().into_iter().map(Timestamp::unix_seconds).collect(),
         ..CheckLifetimesResponse::default()
     };
+    let ttls = context.issuing.ttls();
     each(&context.state, |entry| {
         answer.entries += 1;
-        for life in lives(entry, &context.issuing.ttls()) {
-            let (asked, became, reason) = match decide(policy, entry, life, at) {
+        for kind in KINDS {
+            let (asked, became, reason) = match policy.decide_entry(kind, entry, &ttls, at) {
                 Ok(Decision { adjusted: None, .. }) => continue,
                 Ok(Decision { life, adjusted: Some((asked, rule)) }) => {
                     answer.adjusted += 1;
@@ -75,16 +56,15 @@ pub(super) fn check(context: &Arc<Context>, at: Timestamp) -> CheckLifetimesResp
                 }
                 Err(refusal) => {
                     answer.refused += 1;
-                    let (_, asked, usual) = life;
-                    let asked = if asked == 0 { usual } else { Duration::from_secs(asked.into()) };
-                    (asked, None, refusal.to_string())
+                    let (asked, usual) = ttls.of_entry(kind, entry);
+                    (asked.unwrap_or(usual), None, refusal.to_string())
                 }
             };
             let seconds = |life: Duration| i64::try_from(life.as_secs()).unwrap_or(i64::MAX);
             let finding = LifetimeFinding {
                 entry_id: entry.id.to_string(),
                 spiffe_id: entry.spiffe_id.to_string(),
-                kind: life.0.to_string(),
+                kind: kind.to_string(),
                 asked: seconds(asked),
                 life: became.map_or(0, seconds),
                 refused: became.is_none(),

@@ -118,13 +118,7 @@ impl Issuing {
                 dns_names: &entry.dns_names,
                 subject: Subject::Default,
                 key: &csr.public_key,
-                life: self.life_of_entry(
-                    Kind::X509,
-                    entry,
-                    entry.x509_svid_ttl,
-                    self.config.ttls.x509,
-                    now,
-                )?,
+                life: self.life_of_entry(Kind::X509, entry, now)?,
             },
             now,
         )?;
@@ -270,7 +264,7 @@ impl Issuing {
         let id = self.authorities.trust_domain().id();
         let life = self.life(Kind::Authority, &id, preferred_ttl, self.config.ttls.ca, now)?;
         let (lifetime, adjusted) =
-            self.fitted(life, now, "X.509", issuer.authority_id(), issuer.not_after(), capped)?;
+            self.fitted(&life, now, "X.509", issuer.authority_id(), issuer.not_after(), capped)?;
         let serial = random_serial(&*self.random);
         let certificate = issuer.issue_ca(&CaProfile {
             public_key: key,
@@ -302,7 +296,7 @@ impl Issuing {
         audience: &[String],
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
-        let life = self.life_of_entry(Kind::Jwt, entry, entry.jwt_svid_ttl, self.config.ttls.jwt, now)?;
+        let life = self.life_of_entry(Kind::Jwt, entry, now)?;
         let jti = entry.jwt_svid_include_jti.then(|| random_jti(&*self.random));
         let mut signed = self.jwt(SvidKind::WorkloadJwt, &entry.spiffe_id, audience, jti, life, now)?;
         signed.issued.entry_id = Some(entry.id.clone());
@@ -336,7 +330,7 @@ impl Issuing {
         algorithm: JwsAlgorithm,
         now: Timestamp,
     ) -> Result<SignedToken, SigningError> {
-        let life = self.life_of_entry(Kind::Wit, entry, entry.x509_svid_ttl, self.config.ttls.wit, now)?;
+        let life = self.life_of_entry(Kind::Wit, entry, now)?;
         let mut signed = self.wit(SvidKind::WorkloadWit, &entry.spiffe_id, key, algorithm, life, now)?;
         signed.issued.entry_id = Some(entry.id.clone());
         Ok(signed)
@@ -380,7 +374,7 @@ impl Issuing {
         let (lifetime, adjusted) = if leaf.kind == SvidKind::ServerX509 {
             (living(capped(leaf.life.life, now, ends), ends, now)?, None)
         } else {
-            self.fitted(leaf.life.clone(), now, "X.509", id, ends, capped)?
+            self.fitted(&leaf.life, now, "X.509", id, ends, capped)?
         };
         let serial = random_serial(&*self.random);
         let certificate = issuer.issue(&LeafProfile {
@@ -406,17 +400,8 @@ impl Issuing {
         })
     }
 
-    fn life_of_entry(
-        &self,
-        kind: Kind,
-        entry: &Entry,
-        asked: u32,
-        usual: Duration,
-        now: Timestamp,
-    ) -> Result<Decision, Refusal> {
-        let subject = Living { kind, id: &entry.spiffe_id, selectors: Some(&entry.selectors) };
-        let asked = (asked > 0).then(|| Duration::from_secs(asked.into()));
-        self.config.policy.decide(&subject, asked, usual, now)
+    fn life_of_entry(&self, kind: Kind, entry: &Entry, now: Timestamp) -> Result<Decision, Refusal> {
+        self.config.policy.decide_entry(kind, entry, &self.config.ttls, now)
     }
 
     /// The life of what has no entry; zero asks for nothing.
@@ -435,20 +420,20 @@ impl Issuing {
     /// The validity of something with this life, and why it is another one than was asked for.
     fn fitted(
         &self,
-        decision: Decision,
+        decision: &Decision,
         now: Timestamp,
         kind: &str,
         authority: &str,
         ends: Timestamp,
         cap: fn(Duration, Timestamp, Timestamp) -> Lifetime,
     ) -> Result<(Lifetime, Option<String>), SigningError> {
-        let Decision { life, adjusted } = decision;
+        let life = decision.life;
         let lifetime = living(cap(life, now, ends), ends, now)?;
         if !lifetime.limited_by_issuer {
-            let say = |(asked, rule): (Duration, Arc<str>)| {
+            let say = |(asked, rule): &(Duration, Arc<str>)| {
                 format!("rule {rule}: {}s for {}s", life.as_secs(), asked.as_secs())
             };
-            return Ok((lifetime, adjusted.map(say)));
+            return Ok((lifetime, decision.adjusted.as_ref().map(say)));
         }
         let issuer = format!("{kind} authority {authority}");
         self.config.policy.judge_issuer(life, now, &issuer, ends)?;
@@ -468,7 +453,7 @@ impl Issuing {
         self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.jwt().ok_or(SigningError::Disabled("JWT"))?;
         let (key, ends) = (issuer.signer.key_id(), issuer.not_after);
-        let (lifetime, adjusted) = self.fitted(life, now, "JWT", key, ends, capped_token)?;
+        let (lifetime, adjusted) = self.fitted(&life, now, "JWT", key, ends, capped_token)?;
         let serial = jti.clone().unwrap_or_default();
         let token = issuer.signer.sign_jwt_svid(&JwtClaims {
             sub: id,
@@ -493,7 +478,7 @@ impl Issuing {
         self.store.current().map_err(SigningError::CutOff)?;
         let issuer = self.authorities.wit().ok_or(SigningError::Disabled("WIT"))?;
         let (issuing_key, ends) = (issuer.signer.key_id(), issuer.not_after);
-        let (lifetime, adjusted) = self.fitted(life, now, "WIT", issuing_key, ends, capped_token)?;
+        let (lifetime, adjusted) = self.fitted(&life, now, "WIT", issuing_key, ends, capped_token)?;
         let claims =
             WitClaims { sub: id, exp: lifetime.not_after, iat: now, iss: self.config.wit_issuer.as_deref() };
         let token = issuer.signer.sign_wit_svid(&claims, key, algorithm)?;

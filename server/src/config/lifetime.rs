@@ -123,6 +123,13 @@ pub struct Judgement {
     pub warnings: Vec<String>,
 }
 
+impl Judgement {
+    /// What is wrong now keeps the server from starting; what will be is a warning.
+    fn say(&mut self, now: bool, text: String) {
+        if now { &mut self.problems } else { &mut self.warnings }.push(text);
+    }
+}
+
 /// Holds the lifetimes of `[authority]` against `[lifetime]` at `now` and at each day on which a rule begins.
 pub fn judge(config: &Config, now: Timestamp) -> Judgement {
     let (policy, authority) = (&config.lifetime, &config.authority);
@@ -144,12 +151,7 @@ pub fn judge(config: &Config, now: Timestamp) -> Judgement {
                     decision.life
                 }
                 Err(refusal) => {
-                    let text = format!("authority.{key}{when}: {refusal}");
-                    if at == now {
-                        judgement.problems.push(text);
-                    } else {
-                        judgement.warnings.push(text);
-                    }
+                    judgement.say(at == now, format!("authority.{key}{when}: {refusal}"));
                     life
                 }
             }
@@ -173,7 +175,7 @@ pub fn judge(config: &Config, now: Timestamp) -> Judgement {
                  end of each authority: make ca_ttl at least {:?}, or {key} at most {guaranteed:?}",
                 life * 6
             );
-            if at == now { judgement.problems.push(text) } else { judgement.warnings.push(text) }
+            judgement.say(at == now, text);
         }
     }
     judgement.warnings.dedup();

@@ -9,6 +9,7 @@ pub mod join_token;
 mod json;
 pub mod k8s_psat;
 pub mod oidc;
+pub mod roots;
 pub mod sshpop;
 pub mod template;
 pub mod tpm_devid;

@@ -9,7 +9,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,37 +18,17 @@ use bonafide_pki::tpm::{
     Public, TpmError, make_credential, may_certify_endorsement_key, verify_certification,
 };
 use bonafide_pki::x509::{CertificateInfo, TrustRoots, inspect, sha1_fingerprint, twin, verify_chain};
-use bonafide_pki::{KeyAlgorithm, PublicKey, Random, VerificationAlgorithm, pem};
+use bonafide_pki::{KeyAlgorithm, PublicKey, Random, VerificationAlgorithm};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use super::json::{Base64, base64, to_base64};
+use super::roots::{self, RootsError};
 use super::{Attempt, AttestError, Attested, Conversation, NodeAttestor};
 use crate::config::TpmDevIdSettings;
 
 /// The attestor's name and the type of its selectors.
 pub const NAME: &str = "tpm_devid";
-
-/// Why the attestor cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum TpmDevIdError {
-    /// A file with authorities cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// It does not hold certificates.
-    #[error("{}: {reason}", path.display())]
-    NotCertificates {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
 
 /// The attestor.
 pub struct TpmDevId {
@@ -68,9 +47,9 @@ impl TpmDevId {
         trust_domain: TrustDomain,
         settings: &TpmDevIdSettings,
         random: Arc<dyn Random>,
-    ) -> Result<Self, TpmDevIdError> {
-        let device_roots = read_roots(&settings.devid_ca_path)?;
-        let manufacturer_roots = read_roots(&settings.endorsement_ca_path)?;
+    ) -> Result<Self, RootsError> {
+        let device_roots = roots::read(std::slice::from_ref(&settings.devid_ca_path))?;
+        let manufacturer_roots = roots::read(std::slice::from_ref(&settings.endorsement_ca_path))?;
         Ok(Self { trust_domain, device_roots, manufacturer_roots, random })
     }
 
@@ -78,9 +57,9 @@ impl TpmDevId {
     ///
     /// # Errors
     /// They cannot be read or used.
-    pub fn check(settings: &TpmDevIdSettings) -> Result<(), TpmDevIdError> {
-        read_roots(&settings.devid_ca_path)?;
-        read_roots(&settings.endorsement_ca_path).map(drop)
+    pub fn check(settings: &TpmDevIdSettings) -> Result<(), RootsError> {
+        roots::read(std::slice::from_ref(&settings.devid_ca_path))?;
+        roots::read(std::slice::from_ref(&settings.endorsement_ca_path)).map(drop)
     }
 
     /// The keys of the three roles, once everything that needs no answer was checked.
@@ -233,18 +212,6 @@ fn selectors(leaf: &CertificateInfo, path: &[Vec<u8>]) -> Result<SelectorSet, At
         .map(|value| Selector::new(NAME, value))
         .collect::<Result<SelectorSet, _>>()
         .map_err(|error| internal(error.to_string()))
-}
-
-fn read_roots(path: &Path) -> Result<TrustRoots, TpmDevIdError> {
-    let text = std::fs::read(path).map_err(|source| TpmDevIdError::Read { path: path.to_owned(), source })?;
-    let unusable = |reason: String| TpmDevIdError::NotCertificates { path: path.to_owned(), reason };
-    let blocks = pem::decode_all(&text).map_err(|error| unusable(error.to_string()))?;
-    let certificates: Vec<Vec<u8>> =
-        blocks.into_iter().filter(|(label, _)| label == "CERTIFICATE").map(|(_, der)| der).collect();
-    if certificates.is_empty() {
-        return Err(unusable("no certificate found: give PEM certificates".to_owned()));
-    }
-    TrustRoots::from_der(certificates.iter().map(Vec::as_slice)).map_err(|error| unusable(error.to_string()))
 }
 
 fn fingerprint(der: &[u8]) -> String {

@@ -9,17 +9,17 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bonafide_identity::{Selector, SelectorSet, SpiffeId, Timestamp, TrustDomain};
 use bonafide_pki::x509::{CertificateInfo, TrustRoots, inspect, sha1_fingerprint, twin, verify_chain};
-use bonafide_pki::{KeyAlgorithm, PublicKey, Random, VerificationAlgorithm, pem, verify_svid_chain};
+use bonafide_pki::{KeyAlgorithm, PublicKey, Random, VerificationAlgorithm, verify_svid_chain};
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
 use super::json::{Base64, base64, to_base64};
+use super::roots::{self, RootsError};
 use super::template::{Field, FieldKind, Output, Template, TemplateError, Value};
 use super::{Attempt, AttestError, Attested, Conversation, NodeAttestor};
 use crate::config::X509PopSettings;
@@ -99,27 +99,6 @@ enum Trust {
     Bundle(Arc<State>),
 }
 
-/// Why the attestor cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum X509PopError {
-    /// A bundle file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// It does not hold certificates.
-    #[error("{}: {reason}", path.display())]
-    NotCertificates {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
 impl X509Pop {
     /// Reads the roots, if any.
     ///
@@ -130,9 +109,9 @@ impl X509Pop {
         settings: X509PopSettings,
         state: Arc<State>,
         random: Arc<dyn Random>,
-    ) -> Result<Self, X509PopError> {
+    ) -> Result<Self, RootsError> {
         let trust = match settings.mode {
-            Mode::ExternalPki => Trust::Roots(read_roots(&settings.ca_bundle_paths)?),
+            Mode::ExternalPki => Trust::Roots(roots::read(&settings.ca_bundle_paths)?),
             Mode::Spiffe => Trust::Bundle(state),
         };
         Ok(Self { trust_domain, settings, trust, random })
@@ -142,9 +121,9 @@ impl X509Pop {
     ///
     /// # Errors
     /// They cannot be read.
-    pub fn check(settings: &X509PopSettings) -> Result<(), X509PopError> {
+    pub fn check(settings: &X509PopSettings) -> Result<(), RootsError> {
         match settings.mode {
-            Mode::ExternalPki => read_roots(&settings.ca_bundle_paths).map(drop),
+            Mode::ExternalPki => roots::read(&settings.ca_bundle_paths).map(drop),
             Mode::Spiffe => Ok(()),
         }
     }
@@ -328,30 +307,6 @@ impl NodeAttestor for X509Pop {
         let twin = twin.filter(|twin| *twin != id);
         Ok(Attested { id, selectors: self.selectors(&leaf, &path)?, can_reattest: true, twin })
     }
-}
-
-fn read_roots(paths: &[PathBuf]) -> Result<TrustRoots, X509PopError> {
-    let mut certificates = Vec::new();
-    for path in paths {
-        let not_certificates = |reason: String| X509PopError::NotCertificates { path: path.clone(), reason };
-        let text = std::fs::read(path).map_err(|source| X509PopError::Read { path: path.clone(), source })?;
-        let blocks = pem::decode_all(&text).map_err(|error| not_certificates(error.to_string()))?;
-        let before = certificates.len();
-        for (label, der) in blocks {
-            if label == "CERTIFICATE" {
-                inspect(&der).map_err(|error| not_certificates(error.to_string()))?;
-                certificates.push(der);
-            }
-        }
-        if certificates.len() == before {
-            return Err(not_certificates("holds no PEM certificate".to_owned()));
-        }
-    }
-    let der = certificates.iter().map(Vec::as_slice);
-    TrustRoots::from_der(der).map_err(|error| X509PopError::NotCertificates {
-        path: paths.first().cloned().unwrap_or_default(),
-        reason: error.to_string(),
-    })
 }
 
 fn fingerprint(der: &[u8]) -> String {

@@ -193,43 +193,43 @@ func delegatedBundles(ctx context.Context, client delegatedv1.DelegatedIdentityC
 	return x509, jwt, err
 }
 
-// x509Set and jwtSet read maps from spiffe://td to bytes.
-func x509Set(of map[string][]byte) (*x509bundle.Set, error) {
-	set := x509bundle.NewSet()
-	for name, der := range of {
+// byTrustDomain hands each entry of a map from spiffe://td to bytes to add; there must be one.
+func byTrustDomain(of map[string][]byte, add func(spiffeid.TrustDomain, []byte) error) error {
+	for name, document := range of {
 		td, err := spiffeid.TrustDomainFromString(name)
 		if err != nil || !strings.HasPrefix(name, "spiffe://") {
-			return nil, fmt.Errorf("key %q: %v", name, err)
+			return fmt.Errorf("key %q: %v", name, err)
 		}
+		if err := add(td, document); err != nil {
+			return err
+		}
+	}
+	if len(of) == 0 {
+		return errors.New("no bundle")
+	}
+	return nil
+}
+
+func x509Set(of map[string][]byte) (*x509bundle.Set, error) {
+	set := x509bundle.NewSet()
+	return set, byTrustDomain(of, func(td spiffeid.TrustDomain, der []byte) error {
 		bundle, err := x509bundle.ParseRaw(td, der)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			set.Add(bundle)
 		}
-		set.Add(bundle)
-	}
-	if set.Len() == 0 {
-		return nil, errors.New("no bundle")
-	}
-	return set, nil
+		return err
+	})
 }
 
 func jwtSet(of map[string][]byte) (*jwtbundle.Set, error) {
 	set := jwtbundle.NewSet()
-	for name, document := range of {
-		td, err := spiffeid.TrustDomainFromString(name)
-		if err != nil || !strings.HasPrefix(name, "spiffe://") {
-			return nil, fmt.Errorf("key %q: %v", name, err)
-		}
+	return set, byTrustDomain(of, func(td spiffeid.TrustDomain, document []byte) error {
 		bundle, err := jwtbundle.Parse(td, document)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			set.Add(bundle)
 		}
-		set.Add(bundle)
-	}
-	if set.Len() == 0 {
-		return nil, errors.New("no bundle")
-	}
-	return set, nil
+		return err
+	})
 }
 
 // delegatedSVIDs waits for the message that holds the expected identities and verifies it.

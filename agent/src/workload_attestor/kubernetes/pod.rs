@@ -130,12 +130,13 @@ impl Listing {
 }
 
 impl Pod {
-    /// The values of the selectors of the pod, and of a container when it is given.
+    /// The values of the selectors of the pod, as the processes of a container have them when it is known, and with those about
+    /// the container itself when it is `named`.
     ///
     /// Whoever creates a pod chooses most of these texts. What is not one line of text makes no selector, nor does what is
     /// absent.
     #[must_use]
-    pub fn values(&self, container: Option<&Container>) -> Vec<String> {
+    pub fn values(&self, container: Option<&Container>, named: bool) -> Vec<String> {
         let of = |kind| self.containers.iter().filter(move |container| container.kind == kind);
         let mut values = Vec::new();
         let mut add = |name: &str, parts: &[&str]| {
@@ -150,10 +151,8 @@ impl Pod {
         add("pod-name", &[&self.name]);
         // Whoever may attach a container to a pod brings an image that these do not count: it must not pass for the pod's.
         let attached = container.is_some_and(|container| container.kind == Kind::Ephemeral);
-        for (name, kind) in [("pod-image", Kind::Main), ("pod-init-image", Kind::Init)] {
-            if attached {
-                break;
-            }
+        let images = [("pod-image", Kind::Main), ("pod-init-image", Kind::Init)];
+        for (name, kind) in images.into_iter().filter(|_| !attached) {
             add(&format!("{name}-count"), &[&of(kind).count().to_string()]);
             for container in of(kind) {
                 add(name, &[&container.image]);
@@ -164,7 +163,7 @@ impl Pod {
             add("pod-owner", &[&owner.kind, &owner.name]);
             add("pod-owner-uid", &[&owner.kind, &owner.uid]);
         }
-        if let Some(container) = container {
+        if let Some(container) = container.filter(|_| named) {
             add("container-name", &[&container.name]);
             add("container-image", &[&container.image]);
             add("container-image", &[&container.image_id]);
@@ -424,8 +423,8 @@ mod tests {
             "pod-uid:2c48913c-b29f-11e7-9350-020968147796",
             "sa:cart",
         ];
-        assert_eq!(pod.values(Some(container)), expected);
-        assert!(pod.values(None).iter().all(|value| !value.starts_with("container-")));
+        assert_eq!(pod.values(Some(container), true), expected);
+        assert!(pod.values(None, false).iter().all(|value| !value.starts_with("container-")));
     }
 
     #[test]
@@ -462,7 +461,7 @@ mod tests {
             "pod-label:fine:",
             &format!("pod-uid:{UID}"),
         ];
-        assert_eq!(pod.values(Some(container)), expected);
+        assert_eq!(pod.values(Some(container), true), expected);
         assert!(!container.running);
     }
 
